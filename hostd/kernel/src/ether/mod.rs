@@ -1,0 +1,5 @@
+//! Ethernet, ARP, neighbours.
+
+/// The neighbour table.
+#[derive(Debug, Default)]
+pub struct NeighTable {}

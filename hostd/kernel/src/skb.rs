@@ -1,0 +1,525 @@
+//! `sk_buff`: a packet on its way through the stack.
+//!
+//! The octets lie in DMA buffers ([`ringlab_ring::pool::Buf`]); an `SkBuff` is a
+//! list of fragments of them. Layers move the start ([`SkBuff::pull`],
+//! [`SkBuff::push`]), never the data. A clone shares the data; a shared head has
+//! no headroom to push into, so whoever pushes onto a clone gives it a head of
+//! its own ([`SkBuff::push_head`]), as `tcp_transmit_skb` does.
+//!
+//! Headers are parsed from a copy ([`SkBuff::copy_bits`]): the device may write
+//! its buffers at any time.
+
+use crate::time::Instant;
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+use arrayvec::ArrayVec;
+use ringlab_ring::memory::{Slice, fold};
+use ringlab_ring::pool::{Buf, Pool};
+
+/// Most fragments of a packet: a 64 KiB frame in 4 KiB buffers, plus a head and one for misalignment.
+pub const MAX_SKB_FRAGS: usize = 20;
+/// Headroom of a packet that starts here: virtio-net header, Ethernet, IP and TCP with all options.
+pub const MAX_HEADER: u32 = 160;
+
+/// A run of octets in one DMA buffer.
+#[derive(Clone, Debug)]
+pub struct Frag {
+    /// The buffer.
+    pub buf: Buf,
+    /// First octet, relative to the buffer.
+    pub off: u32,
+    /// Octets.
+    pub len: u32,
+}
+
+impl Frag {
+    /// The octets.
+    pub fn slice(&self) -> Slice<'_> {
+        self.buf.slice(self.off, self.len)
+    }
+}
+
+/// How far the transport checksum has been dealt with (Linux `ip_summed`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Checksum {
+    /// Receive: to be verified. Transmit: complete in the packet (`CHECKSUM_NONE`).
+    #[default]
+    None,
+    /// Receive: the device, or a peer on the same wire, vouches for it (`CHECKSUM_UNNECESSARY`).
+    Unnecessary,
+    /// Transmit: the device completes it from `start` (offset from the frame's first octet)
+    /// and stores it at `start + offset`; the field holds the pseudo-header sum (`CHECKSUM_PARTIAL`).
+    Partial {
+        /// From the start of the frame (on transmit: from the start of the current data).
+        start: u16,
+        /// From `start`.
+        offset: u16,
+    },
+}
+
+/// A packet of several segments (Linux `skb_shared_info` GSO fields), TCP over IPv4.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Gso {
+    /// Octets of payload a segment.
+    pub size: u16,
+    /// Segments.
+    pub segs: u16,
+    /// The last segment carries CWR on the first segment only (`SKB_GSO_TCP_ECN`).
+    pub ecn: bool,
+}
+
+/// To whom the link-layer address is addressed (Linux `PACKET_*`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum PacketType {
+    /// Us.
+    #[default]
+    Host,
+    /// All.
+    Broadcast,
+    /// A group.
+    Multicast,
+    /// Somebody else.
+    OtherHost,
+    /// Sent by us.
+    Outgoing,
+}
+
+/// What IP found in the header (Linux `IPCB` plus the header fields that upper layers ask for).
+#[derive(Debug, Clone, Copy, Default)]
+pub struct IpCb {
+    /// Source address, host order.
+    pub saddr: u32,
+    /// Destination address, host order.
+    pub daddr: u32,
+    /// Protocol number.
+    pub protocol: u8,
+    /// Time to live as received.
+    pub ttl: u8,
+    /// Type of service.
+    pub tos: u8,
+    /// Identification.
+    pub id: u16,
+    /// Don't Fragment was set.
+    pub df: bool,
+    /// Octets of the IP header.
+    pub hdr_len: u8,
+    /// The route says local broadcast or multicast.
+    pub non_unicast: bool,
+}
+
+/// What TCP found in the header, or is about to put there (Linux `TCP_SKB_CB`).
+#[derive(Debug, Clone, Copy, Default)]
+pub struct TcpCb {
+    /// First sequence number.
+    pub seq: u32,
+    /// Sequence number after the last octet, SYN and FIN counted.
+    pub end_seq: u32,
+    /// Acknowledgement number.
+    pub ack_seq: u32,
+    /// Flags octet (FIN 1, SYN 2, RST 4, PSH 8, ACK 16, URG 32, ECE 64, CWR 128).
+    pub flags: u8,
+    /// Retransmit-queue marks (Linux `sacked`): meaning belongs to `tcp`.
+    pub sacked: u8,
+    /// Source port.
+    pub sport: u16,
+    /// Destination port.
+    pub dport: u16,
+    /// Window field as received (not scaled).
+    pub window: u16,
+    /// Octets of the TCP header.
+    pub hdr_len: u8,
+    /// Timestamp value and echo, if the option is there.
+    pub ts: Option<(u32, u32)>,
+    /// When last sent, for RTT and RACK.
+    pub sent_at: Instant,
+    /// `tcp_sock.delivered` when sent, for rate samples.
+    pub delivered: u32,
+    /// `delivered_mstamp` when sent.
+    pub delivered_at: Instant,
+    /// `first_tx_mstamp` when sent.
+    pub first_sent_at: Instant,
+    /// Sender had no more data when this was sent.
+    pub app_limited: bool,
+    /// Urgent pointer as received.
+    pub urg: u16,
+}
+
+/// A packet.
+#[derive(Debug, Default)]
+pub struct SkBuff {
+    frags: ArrayVec<Frag, MAX_SKB_FRAGS>,
+    len: u32,
+    /// Number of the packet on this host, for traces; 0 until given one.
+    pub id: u64,
+    /// Device it came from or goes to (ifindex; 0: none yet).
+    pub dev: u32,
+    /// RX or TX queue.
+    pub queue: u16,
+    /// EtherType.
+    pub protocol: u16,
+    /// Link-layer addressee.
+    pub pkt_type: PacketType,
+    /// Transport checksum.
+    pub csum: Checksum,
+    /// Segments, if more than one.
+    pub gso: Option<Gso>,
+    /// Flow hash (Toeplitz from the device, or computed), 0: none.
+    pub hash: u32,
+    /// Socket that pays for it (0: none) and how much: `sk_wmem_alloc`, `sk_rmem_alloc`.
+    pub owner: u32,
+    /// Octets of memory that it is charged for.
+    pub truesize: u32,
+    /// `SO_PRIORITY`, for `pfifo_fast`.
+    pub priority: u32,
+    /// When it arrived.
+    pub tstamp: Instant,
+    /// IP's findings.
+    pub ip: IpCb,
+    /// TCP's findings.
+    pub tcp: TcpCb,
+    /// Offset of the network header from the *current* start, set by IP input so
+    /// that ICMP can quote the packet: octets to push back to reach it.
+    pub network_back: u32,
+    /// Same for the link-layer header.
+    pub mac_back: u32,
+}
+
+/// Fewer octets than asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Short;
+
+impl SkBuff {
+    /// An empty packet; [`SkbCache::get`] avoids the allocation.
+    pub fn new() -> Box<Self> {
+        Box::default()
+    }
+
+    /// Octets from the current start to the end.
+    pub fn len(&self) -> u32 {
+        self.len
+    }
+
+    /// True if no octet is left.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The fragments, in order; together they are exactly [`Self::len`] octets.
+    pub fn frags(&self) -> &[Frag] {
+        &self.frags
+    }
+
+    /// Gives it a fresh linear head of `room` octets, with `headroom` of them in
+    /// front of the (empty) data. `false` if the pool is empty.
+    pub fn alloc_head(&mut self, pool: &Pool, headroom: u32, room: u32) -> bool {
+        debug_assert!(self.frags.is_empty());
+        let Some(buf) = pool.alloc(headroom.saturating_add(room)) else { return false };
+        self.frags.push(Frag { buf, off: headroom, len: 0 });
+        true
+    }
+
+    /// Appends octets of a buffer. `false` if there are [`MAX_SKB_FRAGS`] already.
+    /// Octets that continue the last fragment extend it.
+    pub fn append(&mut self, frag: Frag) -> bool {
+        self.len += frag.len;
+        if let Some(last) = self.frags.last_mut()
+            && last.buf.offset() == frag.buf.offset()
+            && last.off + last.len == frag.off
+        {
+            last.len += frag.len;
+            return true;
+        }
+        let len = frag.len;
+        let ok = self.frags.try_push(frag).is_ok();
+        if !ok {
+            self.len -= len;
+        }
+        ok
+    }
+
+    /// Fragments that can still be appended.
+    pub fn frag_room(&self) -> usize {
+        self.frags.remaining_capacity()
+    }
+
+    /// Room after the last octet of the last fragment, if its buffer is not shared.
+    pub fn tailroom(&self) -> u32 {
+        self.frags.last().filter(|f| f.buf.refs() == 1).map_or(0, |f| f.buf.capacity() - f.off - f.len)
+    }
+
+    /// Extends the data by `len` octets at the tail (Linux `skb_put`) and returns
+    /// where to write them.
+    ///
+    /// # Panics
+    /// If [`Self::tailroom`] is less.
+    pub fn put(&mut self, len: u32) -> Slice<'_> {
+        assert!(self.tailroom() >= len, "tailroom was checked");
+        let last = self.frags.last_mut().expect("tailroom implies a fragment");
+        let at = last.off + last.len;
+        last.len += len;
+        self.len += len;
+        last.buf.slice(at, len)
+    }
+
+    /// Appends bytes at the tail.
+    ///
+    /// # Panics
+    /// If [`Self::tailroom`] is less.
+    pub fn put_bytes(&mut self, bytes: &[u8]) {
+        self.put(bytes.len() as u32).write(bytes);
+    }
+
+    /// Octets in front of the start that may be written.
+    pub fn headroom(&self) -> u32 {
+        self.frags.first().filter(|f| f.buf.refs() == 1).map_or(0, |f| f.off)
+    }
+
+    /// Writes a header in front of the data (Linux `skb_push`).
+    ///
+    /// # Panics
+    /// If [`Self::headroom`] is less.
+    pub fn push(&mut self, header: &[u8]) {
+        let n = header.len() as u32;
+        assert!(self.headroom() >= n, "headroom was checked");
+        let first = self.frags.first_mut().expect("headroom implies a fragment");
+        first.off -= n;
+        first.len += n;
+        self.len += n;
+        first.buf.slice(first.off, n).write(header);
+        self.network_back = 0;
+        self.mac_back = 0;
+    }
+
+    /// Puts a fresh head with `headroom` octets in front, for a clone whose data
+    /// is shared. `false` if the pool is empty or there are too many fragments.
+    pub fn push_head(&mut self, pool: &Pool, headroom: u32) -> bool {
+        if self.frags.is_full() {
+            return false;
+        }
+        let Some(buf) = pool.alloc(headroom) else { return false };
+        self.frags.insert(0, Frag { buf, off: headroom, len: 0 });
+        true
+    }
+
+    /// Moves the start over a header (Linux `skb_pull`).
+    ///
+    /// # Errors
+    /// [`Short`] if there are fewer octets; nothing is changed then.
+    pub fn pull(&mut self, n: u32) -> Result<(), Short> {
+        if n > self.len {
+            return Err(Short);
+        }
+        let mut left = n;
+        let mut gone = 0;
+        for f in &mut self.frags {
+            let take = left.min(f.len);
+            f.off += take;
+            f.len -= take;
+            left -= take;
+            if f.len > 0 || left == 0 {
+                break;
+            }
+            gone += 1;
+        }
+        if gone > 0 && gone < self.frags.len() {
+            self.frags.drain(..gone);
+            self.network_back = 0;
+            self.mac_back = 0;
+        } else {
+            self.network_back += n;
+            self.mac_back += n;
+        }
+        self.len -= n;
+        Ok(())
+    }
+
+    /// Moves the start back over `n` octets pulled before, without writing.
+    /// `false` if they are gone.
+    pub fn unpull(&mut self, n: u32) -> bool {
+        let Some(first) = self.frags.first_mut().filter(|f| f.off >= n) else { return false };
+        first.off -= n;
+        first.len += n;
+        self.len += n;
+        self.network_back = self.network_back.saturating_sub(n);
+        self.mac_back = self.mac_back.saturating_sub(n);
+        true
+    }
+
+    /// Cuts the data to `len` octets (Linux `pskb_trim`); longer is left alone.
+    pub fn trim(&mut self, len: u32) {
+        while self.len > len {
+            let last = self.frags.last_mut().expect("a length implies fragments");
+            let cut = (self.len - len).min(last.len);
+            last.len -= cut;
+            self.len -= cut;
+            if last.len == 0 && self.frags.len() > 1 {
+                self.frags.pop();
+            }
+        }
+    }
+
+    /// Copies `dst.len()` octets at `off` (Linux `skb_copy_bits`).
+    ///
+    /// # Errors
+    /// [`Short`] if there are fewer.
+    pub fn copy_bits(&self, off: u32, dst: &mut [u8]) -> Result<(), Short> {
+        let n = dst.len();
+        if u64::from(off) + n as u64 > u64::from(self.len) {
+            return Err(Short);
+        }
+        let mut done = 0;
+        self.for_each(off, n as u32, |s| {
+            s.read(&mut dst[done..done + s.len()]);
+            done += s.len();
+        });
+        Ok(())
+    }
+
+    /// Overwrites octets at `off` (Linux `skb_store_bits`). The caller owns the data.
+    ///
+    /// # Errors
+    /// [`Short`] if there are fewer.
+    pub fn store_bits(&mut self, off: u32, src: &[u8]) -> Result<(), Short> {
+        if u64::from(off) + src.len() as u64 > u64::from(self.len) {
+            return Err(Short);
+        }
+        let mut done = 0;
+        self.for_each(off, src.len() as u32, |s| {
+            s.write(&src[done..done + s.len()]);
+            done += s.len();
+        });
+        Ok(())
+    }
+
+    /// Calls `f` for each contiguous run of the `len` octets at `off` (clipped to the data).
+    pub fn for_each(&self, off: u32, len: u32, mut f: impl FnMut(Slice<'_>)) {
+        let (mut skip, mut left) = (off, len.min(self.len.saturating_sub(off)));
+        for frag in &self.frags {
+            if left == 0 {
+                break;
+            }
+            if skip >= frag.len {
+                skip -= frag.len;
+                continue;
+            }
+            let n = left.min(frag.len - skip);
+            f(frag.buf.slice(frag.off + skip, n));
+            skip = 0;
+            left -= n;
+        }
+    }
+
+    /// One's complement sum of the `len` octets at `off`, folded, on top of `sum`
+    /// (an unfolded accumulator such as a pseudo-header's).
+    pub fn checksum(&self, off: u32, len: u32, sum: u64) -> u16 {
+        let mut total = sum;
+        let mut odd = false;
+        self.for_each(off, len, |s| {
+            let part = fold(s.checksum_add(0));
+            total += u64::from(if odd { part.swap_bytes() } else { part });
+            odd ^= s.len() % 2 == 1;
+        });
+        fold(total)
+    }
+
+    /// A packet with the same data and metadata (Linux `skb_clone`). Put it into `to`,
+    /// an empty packet of the cache.
+    pub fn clone_into(&self, mut to: Box<SkBuff>) -> Box<SkBuff> {
+        to.frags.clear();
+        to.frags.extend(self.frags.iter().cloned());
+        to.len = self.len;
+        to.id = self.id;
+        to.dev = self.dev;
+        to.queue = self.queue;
+        to.protocol = self.protocol;
+        to.pkt_type = self.pkt_type;
+        to.csum = self.csum;
+        to.gso = self.gso;
+        to.hash = self.hash;
+        to.owner = 0;
+        to.truesize = self.truesize;
+        to.priority = self.priority;
+        to.tstamp = self.tstamp;
+        to.ip = self.ip;
+        to.tcp = self.tcp;
+        to.network_back = self.network_back;
+        to.mac_back = self.mac_back;
+        to
+    }
+
+    /// True if another packet holds (part of) the data.
+    pub fn is_cloned(&self) -> bool {
+        self.frags.iter().any(|f| f.buf.refs() > 1)
+    }
+
+    /// Moves the octets from `at` on to `tail`, an empty packet (Linux `skb_split`).
+    pub fn split_into(&mut self, at: u32, tail: &mut SkBuff) {
+        debug_assert!(tail.frags.is_empty());
+        let mut pos = 0;
+        let mut keep = 0;
+        for f in &mut self.frags {
+            let end = pos + f.len;
+            if end <= at {
+                keep += 1;
+            } else {
+                let cut = at.saturating_sub(pos);
+                tail.frags.push(Frag { buf: f.buf.clone(), off: f.off + cut, len: f.len - cut });
+                tail.len += f.len - cut;
+                if cut > 0 {
+                    f.len = cut;
+                    keep += 1;
+                }
+            }
+            pos = end;
+        }
+        self.frags.truncate(keep);
+        self.len = self.len.min(at);
+    }
+
+    /// Appends all data of `next` (Linux `skb_try_coalesce`). `false`, and nothing
+    /// is changed, if the fragments do not fit.
+    pub fn coalesce(&mut self, next: &mut SkBuff) -> bool {
+        if self.frags.remaining_capacity() < next.frags.len() {
+            return false;
+        }
+        for f in next.frags.drain(..) {
+            if f.len > 0 {
+                self.append(f);
+            }
+        }
+        next.len = 0;
+        true
+    }
+
+    fn reset(&mut self) {
+        *self = SkBuff::default();
+    }
+}
+
+/// Packets to use again, so that the fast path does not allocate (Linux `skbuff_cache`).
+#[derive(Debug, Default)]
+pub struct SkbCache {
+    free: Vec<Box<SkBuff>>,
+    /// Packets handed out so far: the next trace number.
+    count: u64,
+}
+
+impl SkbCache {
+    const KEEP: usize = 1024;
+
+    /// An empty packet with a number of its own.
+    pub fn get(&mut self) -> Box<SkBuff> {
+        let mut skb = self.free.pop().unwrap_or_default();
+        self.count += 1;
+        skb.id = self.count;
+        skb
+    }
+
+    /// Takes a packet back (Linux `consume_skb`); its data lose one reference.
+    pub fn put(&mut self, mut skb: Box<SkBuff>) {
+        if self.free.len() < Self::KEEP {
+            skb.reset();
+            self.free.push(skb);
+        }
+    }
+}

@@ -1,0 +1,255 @@
+//! The one entry for everything that makes system calls.
+//!
+//! A call is typed: structures of the ABI (`sockaddr`, `epoll_event` …) are decoded
+//! and encoded at the edge, where a program's memory is (built-in programs pass
+//! the types directly). Only payload stays in the task's memory and is copied by
+//! the kernel model, once, through [`crate::uaccess::UserMemory`].
+//!
+//! `Kernel::syscall` either finishes, or leaves the task on a wait queue; when
+//! it is woken and scheduled, the call goes on where it stood, and
+//! [`crate::Effect::Return`] carries the result.
+
+use crate::errno::Errno;
+use crate::uaccess::Iov;
+use crate::wait::queue::PollEvents;
+use alloc::vec::Vec;
+use core::net::{Ipv4Addr, SocketAddr};
+use core::time::Duration;
+
+/// A descriptor number of a task.
+pub type Fd = i32;
+
+/// Readiness and user data (Linux `struct epoll_event`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EpollEvent {
+    /// Events asked for or reported.
+    pub events: PollEvents,
+    /// The caller's.
+    pub data: u64,
+}
+
+/// `EPOLL_CTL_*`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EpollOp {
+    /// Add.
+    Add(EpollEvent),
+    /// Remove.
+    Del,
+    /// Change.
+    Mod(EpollEvent),
+}
+
+/// `struct pollfd`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PollFd {
+    /// Negative: ignored.
+    pub fd: Fd,
+    /// Asked for.
+    pub events: PollEvents,
+    /// Reported.
+    pub revents: PollEvents,
+}
+
+/// A descriptor set of `select`, at most 1024 descriptors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct FdSet(pub [u64; 16]);
+
+/// How to shut down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shutdown {
+    /// `SHUT_RD`.
+    Rd,
+    /// `SHUT_WR`.
+    Wr,
+    /// `SHUT_RDWR`.
+    RdWr,
+}
+
+/// An option's value; integers as the `int` that programs pass, the rest typed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum OptVal {
+    /// Most options.
+    Int(i32),
+    /// `SO_RCVTIMEO`, `SO_SNDTIMEO`; zero: none.
+    Time(Duration),
+    /// `SO_LINGER`.
+    Linger(Option<Duration>),
+    /// `TCP_CONGESTION`, `SO_BINDTODEVICE`.
+    Bytes(Vec<u8>),
+    /// `IP_ADD_MEMBERSHIP`, `IP_DROP_MEMBERSHIP`: group, interface address, ifindex.
+    Membership(Ipv4Addr, Ipv4Addr, u32),
+}
+
+/// A control message, in or out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Control {
+    /// `IP_PKTINFO`: ifindex, local address, destination of the header.
+    PktInfo(u32, Ipv4Addr, Ipv4Addr),
+    /// `IP_TTL`.
+    Ttl(u8),
+    /// `IP_TOS`.
+    Tos(u8),
+    /// `IP_RECVERR`: errno, origin, type, code, info, offender.
+    Err(Errno, u8, u8, u8, u32, Ipv4Addr),
+    /// `SO_TIMESTAMP`: nanoseconds of the host's clock.
+    Timestamp(u64),
+}
+
+/// `send` and `recv` flags (Linux `MSG_*` values).
+pub mod msg {
+    #![allow(missing_docs)]
+    pub const OOB: u32 = 1;
+    pub const PEEK: u32 = 2;
+    pub const DONTROUTE: u32 = 4;
+    pub const CTRUNC: u32 = 8;
+    pub const TRUNC: u32 = 0x20;
+    pub const DONTWAIT: u32 = 0x40;
+    pub const WAITALL: u32 = 0x100;
+    pub const ERRQUEUE: u32 = 0x2000;
+    pub const NOSIGNAL: u32 = 0x4000;
+    pub const MORE: u32 = 0x8000;
+}
+
+/// A system call.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Call {
+    /// `socket(domain, type | SOCK_NONBLOCK | SOCK_CLOEXEC, protocol)`.
+    Socket(i32, i32, i32),
+    /// `bind`.
+    Bind(Fd, SocketAddr),
+    /// `listen`.
+    Listen(Fd, i32),
+    /// `accept4`: flags `SOCK_NONBLOCK`, `SOCK_CLOEXEC`.
+    Accept(Fd, i32),
+    /// `connect`; `None` is `AF_UNSPEC`.
+    Connect(Fd, Option<SocketAddr>),
+    /// `send`, `sendto`, `sendmsg`, `write`, `writev`.
+    Send {
+        /// Socket.
+        fd: Fd,
+        /// Payload.
+        iov: Iov,
+        /// `MSG_*`.
+        flags: u32,
+        /// Destination.
+        to: Option<SocketAddr>,
+        /// Ancillary data.
+        control: Vec<Control>,
+    },
+    /// `recv`, `recvfrom`, `recvmsg`, `read`, `readv`.
+    Recv {
+        /// Socket.
+        fd: Fd,
+        /// Where to.
+        iov: Iov,
+        /// `MSG_*`.
+        flags: u32,
+    },
+    /// `shutdown`.
+    Shutdown(Fd, Shutdown),
+    /// `close`.
+    Close(Fd),
+    /// `dup`, `dup2`, `dup3`, `F_DUPFD`: old, new (`Ok`: exactly this number; `Err`: the lowest from this on), cloexec.
+    Dup(Fd, Result<Fd, Fd>, bool),
+    /// `fcntl(F_GETFL)`.
+    GetFl(Fd),
+    /// `fcntl(F_SETFL)`: `O_NONBLOCK` counts.
+    SetFl(Fd, i32),
+    /// `ioctl(FIONREAD)` (`SIOCINQ`).
+    Inq(Fd),
+    /// `ioctl(SIOCOUTQ)`.
+    Outq(Fd),
+    /// `ioctl(SIOCATMARK)`.
+    AtMark(Fd),
+    /// `getsockname`.
+    GetSockName(Fd),
+    /// `getpeername`.
+    GetPeerName(Fd),
+    /// `setsockopt`: level and name as Linux numbers them.
+    SetSockOpt(Fd, i32, i32, OptVal),
+    /// `getsockopt`.
+    GetSockOpt(Fd, i32, i32),
+    /// `epoll_create1`.
+    EpollCreate(i32),
+    /// `epoll_ctl`: epoll, descriptor.
+    EpollCtl(Fd, Fd, EpollOp),
+    /// `epoll_wait`: most events, time limit (`None`: for ever).
+    EpollWait(Fd, usize, Option<Duration>),
+    /// `poll`.
+    Poll(Vec<PollFd>, Option<Duration>),
+    /// `select`: nfds, read, write, except.
+    Select(i32, FdSet, FdSet, FdSet, Option<Duration>),
+    /// `nanosleep`.
+    Sleep(Duration),
+    /// `exit_group`: closes all descriptors; never returns.
+    Exit(i32),
+}
+
+/// What a call returns.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ret {
+    /// A number: a descriptor, octets, 0.
+    Value(i64),
+    /// Failure. (`SIGPIPE`, where Linux raises it, is for the edge: `EPIPE` of a stream without `MSG_NOSIGNAL`.)
+    Err(Errno),
+    /// `accept`: the descriptor and the peer.
+    Accepted(Fd, SocketAddr),
+    /// `getsockname`, `getpeername`.
+    Addr(SocketAddr),
+    /// `recv`.
+    Received {
+        /// Octets (with `MSG_TRUNC`: of the whole datagram).
+        len: usize,
+        /// Who sent it; `None` on streams.
+        from: Option<SocketAddr>,
+        /// `MSG_TRUNC`, `MSG_OOB`, `MSG_ERRQUEUE`.
+        flags: u32,
+        /// Ancillary data.
+        control: Vec<Control>,
+    },
+    /// `getsockopt`.
+    Opt(OptVal),
+    /// `epoll_wait`.
+    Epoll(Vec<EpollEvent>),
+    /// `poll`: count and descriptors.
+    Poll(Vec<PollFd>),
+    /// `select`: count, read, write, except.
+    Select(i32, FdSet, FdSet, FdSet),
+}
+
+/// A call that transfers payload, as the protocols see it; kept while the task is blocked.
+#[derive(Debug)]
+pub struct MsgState {
+    /// Whose memory.
+    pub task: crate::cpu::sched::TaskId,
+    /// Position in it.
+    pub iter: crate::uaccess::IovIter,
+    /// Octets done so far.
+    pub copied: usize,
+    /// `MSG_*`.
+    pub flags: u32,
+    /// Do not block (`O_NONBLOCK` or `MSG_DONTWAIT`).
+    pub nonblock: bool,
+    /// The wait is over without success: time limit (`EAGAIN`) or signal (`EINTR`). The
+    /// protocol returns what it has, or this.
+    pub give_up: Option<Errno>,
+    /// Destination of a datagram (send); its source (receive).
+    pub addr: Option<SocketAddr>,
+    /// Out: `MSG_TRUNC` and the like.
+    pub out_flags: u32,
+    /// Ancillary data in or out.
+    pub control: Vec<Control>,
+}
+
+/// How an operation went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step<T> {
+    /// Finished.
+    Done(T),
+    /// The task sleeps on the socket's wait queue for any of these events and the operation is then
+    /// called again with the same state.
+    Wait(PollEvents),
+    /// Pending interrupts are taken (the socket stays owned: segments go to the backlog), then the
+    /// operation is called again: a long call does not keep the NIC waiting.
+    Resched,
+}

@@ -1,0 +1,68 @@
+//! Wait queues (Linux `wait_queue_head_t`).
+
+use crate::cpu::sched::TaskId;
+use alloc::vec::Vec;
+
+bitflags::bitflags! {
+    /// `EPOLL*`/`POLL*` readiness (Linux `__poll_t`).
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
+    pub struct PollEvents: u32 {
+        /// Readable.
+        const IN = 0x001;
+        /// Urgent data.
+        const PRI = 0x002;
+        /// Writable.
+        const OUT = 0x004;
+        /// Error (always reported).
+        const ERR = 0x008;
+        /// Both directions closed (always reported).
+        const HUP = 0x010;
+        /// Bad descriptor (poll only).
+        const NVAL = 0x020;
+        /// Normal data.
+        const RDNORM = 0x040;
+        /// Priority band data.
+        const RDBAND = 0x080;
+        /// As OUT.
+        const WRNORM = 0x100;
+        /// Priority data may be written.
+        const WRBAND = 0x200;
+        /// Peer shut down writing.
+        const RDHUP = 0x2000;
+        /// One waiter of several (epoll).
+        const EXCLUSIVE = 1 << 28;
+        /// Keep the system awake: accepted, no meaning here.
+        const WAKEUP = 1 << 29;
+        /// Disarm after one event.
+        const ONESHOT = 1 << 30;
+        /// Edge-triggered.
+        const ET = 1 << 31;
+    }
+}
+
+/// Who waits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Waiter {
+    /// A sleeping task (`autoremove_wake_function`).
+    Task(TaskId),
+    /// An epoll item (`ep_poll_callback`): epoll instance and item number in it.
+    Epoll(u32, u64),
+}
+
+/// An entry of a wait queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WaitEntry {
+    /// Who.
+    pub waiter: Waiter,
+    /// Only the first exclusive waiter that wakes is woken (`WQ_FLAG_EXCLUSIVE`); they stand at the end.
+    pub exclusive: bool,
+    /// Which events wake it.
+    pub events: PollEvents,
+}
+
+/// A queue of waiters. Non-exclusive ones first, as `add_wait_queue` keeps them.
+#[derive(Debug, Default)]
+pub struct WaitQueue {
+    /// In the order in which they are woken.
+    pub entries: Vec<WaitEntry>,
+}

@@ -1,0 +1,80 @@
+//! What a host's kernel counts: names of `/proc/net/snmp`, `/proc/net/netstat`,
+//! `ip -s link` and `enum skb_drop_reason`.
+
+use crate::{Counter, Counters};
+
+counters! {
+    /// The SNMP and netstat counters, `GROUP.Name` as nstat would join them.
+    pub enum Mib, MibCounters {
+        IpInReceives = "Ip.InReceives", IpInHdrErrors = "Ip.InHdrErrors", IpInAddrErrors = "Ip.InAddrErrors",
+        IpForwDatagrams = "Ip.ForwDatagrams", IpInUnknownProtos = "Ip.InUnknownProtos", IpInDiscards = "Ip.InDiscards",
+        IpInDelivers = "Ip.InDelivers", IpOutRequests = "Ip.OutRequests", IpOutDiscards = "Ip.OutDiscards",
+        IpOutNoRoutes = "Ip.OutNoRoutes", IpReasmTimeout = "Ip.ReasmTimeout", IpReasmReqds = "Ip.ReasmReqds",
+        IpReasmOKs = "Ip.ReasmOKs", IpReasmFails = "Ip.ReasmFails", IpFragOKs = "Ip.FragOKs", IpFragFails = "Ip.FragFails",
+        IpFragCreates = "Ip.FragCreates", IpOutTransmits = "Ip.OutTransmits",
+        IcmpInMsgs = "Icmp.InMsgs", IcmpInErrors = "Icmp.InErrors", IcmpInCsumErrors = "Icmp.InCsumErrors",
+        IcmpInDestUnreachs = "Icmp.InDestUnreachs", IcmpInTimeExcds = "Icmp.InTimeExcds", IcmpInEchos = "Icmp.InEchos",
+        IcmpInEchoReps = "Icmp.InEchoReps", IcmpOutMsgs = "Icmp.OutMsgs", IcmpOutErrors = "Icmp.OutErrors",
+        IcmpOutRateLimitGlobal = "Icmp.OutRateLimitGlobal", IcmpOutRateLimitHost = "Icmp.OutRateLimitHost",
+        IcmpOutDestUnreachs = "Icmp.OutDestUnreachs", IcmpOutTimeExcds = "Icmp.OutTimeExcds", IcmpOutEchos = "Icmp.OutEchos",
+        IcmpOutEchoReps = "Icmp.OutEchoReps",
+        TcpActiveOpens = "Tcp.ActiveOpens", TcpPassiveOpens = "Tcp.PassiveOpens", TcpAttemptFails = "Tcp.AttemptFails",
+        TcpEstabResets = "Tcp.EstabResets", TcpCurrEstab = "Tcp.CurrEstab", TcpInSegs = "Tcp.InSegs", TcpOutSegs = "Tcp.OutSegs",
+        TcpRetransSegs = "Tcp.RetransSegs", TcpInErrs = "Tcp.InErrs", TcpOutRsts = "Tcp.OutRsts", TcpInCsumErrors = "Tcp.InCsumErrors",
+        UdpInDatagrams = "Udp.InDatagrams", UdpNoPorts = "Udp.NoPorts", UdpInErrors = "Udp.InErrors", UdpOutDatagrams = "Udp.OutDatagrams",
+        UdpRcvbufErrors = "Udp.RcvbufErrors", UdpSndbufErrors = "Udp.SndbufErrors", UdpInCsumErrors = "Udp.InCsumErrors",
+        SyncookiesSent = "TcpExt.SyncookiesSent", SyncookiesRecv = "TcpExt.SyncookiesRecv", SyncookiesFailed = "TcpExt.SyncookiesFailed",
+        EmbryonicRsts = "TcpExt.EmbryonicRsts", TW = "TcpExt.TW", PAWSEstab = "TcpExt.PAWSEstab", DelayedACKs = "TcpExt.DelayedACKs",
+        DelayedACKLocked = "TcpExt.DelayedACKLocked", ListenOverflows = "TcpExt.ListenOverflows", ListenDrops = "TcpExt.ListenDrops",
+        TCPHPHits = "TcpExt.TCPHPHits", TCPPureAcks = "TcpExt.TCPPureAcks", TCPHPAcks = "TcpExt.TCPHPAcks",
+        TCPSackRecovery = "TcpExt.TCPSackRecovery", TCPRenoRecovery = "TcpExt.TCPRenoRecovery", TCPSACKReneging = "TcpExt.TCPSACKReneging",
+        TCPLostRetransmit = "TcpExt.TCPLostRetransmit", TCPFastRetrans = "TcpExt.TCPFastRetrans", TCPSlowStartRetrans = "TcpExt.TCPSlowStartRetrans",
+        TCPTimeouts = "TcpExt.TCPTimeouts", TCPLossProbes = "TcpExt.TCPLossProbes", TCPRcvCollapsed = "TcpExt.TCPRcvCollapsed",
+        TCPBacklogDrop = "TcpExt.TCPBacklogDrop", TCPBacklogQueued = "TcpExt.TCPBacklogQueued", TCPDSACKOldSent = "TcpExt.TCPDSACKOldSent", TCPDSACKRecv = "TcpExt.TCPDSACKRecv",
+        TCPAbortOnData = "TcpExt.TCPAbortOnData", TCPAbortOnClose = "TcpExt.TCPAbortOnClose", TCPAbortOnTimeout = "TcpExt.TCPAbortOnTimeout",
+        TCPOFOQueue = "TcpExt.TCPOFOQueue", TCPOFOMerge = "TcpExt.TCPOFOMerge", TCPOFODrop = "TcpExt.TCPOFODrop", TCPChallengeACK = "TcpExt.TCPChallengeACK", TCPSYNChallenge = "TcpExt.TCPSYNChallenge",
+        TCPRcvQDrop = "TcpExt.TCPRcvQDrop", TCPZeroWindowDrop = "TcpExt.TCPZeroWindowDrop", TCPFromZeroWindowAdv = "TcpExt.TCPFromZeroWindowAdv", TCPToZeroWindowAdv = "TcpExt.TCPToZeroWindowAdv",
+        TCPWantZeroWindowAdv = "TcpExt.TCPWantZeroWindowAdv", TCPSynRetrans = "TcpExt.TCPSynRetrans", TCPOrigDataSent = "TcpExt.TCPOrigDataSent",
+        TCPDelivered = "TcpExt.TCPDelivered", TCPWinProbe = "TcpExt.TCPWinProbe", TCPKeepAlive = "TcpExt.TCPKeepAlive", TCPSpuriousRtxHostQueues = "TcpExt.TCPSpuriousRtxHostQueues",
+        IpExtInOctets = "IpExt.InOctets", IpExtOutOctets = "IpExt.OutOctets", IpExtInBcastPkts = "IpExt.InBcastPkts", IpExtInMcastPkts = "IpExt.InMcastPkts",
+        GroMerged = "Gro.Merged", GroHeld = "Gro.Held", ArpInRequests = "Arp.InRequests", ArpInReplies = "Arp.InReplies", ArpOutRequests = "Arp.OutRequests", ArpOutReplies = "Arp.OutReplies",
+    }
+}
+
+counters! {
+    /// Counters of one network device, `ip -s -s link` columns.
+    pub enum Netdev, NetdevCounters {
+        RxPackets = "rx_packets", TxPackets = "tx_packets", RxBytes = "rx_bytes", TxBytes = "tx_bytes",
+        RxErrors = "rx_errors", TxErrors = "tx_errors", RxDropped = "rx_dropped", TxDropped = "tx_dropped",
+        RxMissed = "rx_missed_errors", RxOverErrors = "rx_over_errors", RxCrcErrors = "rx_crc_errors", RxFrameErrors = "rx_frame_errors",
+        RxLengthErrors = "rx_length_errors", Multicast = "multicast", TxCarrierErrors = "tx_carrier_errors",
+        QdiscDropped = "qdisc_dropped", QdiscRequeues = "qdisc_requeues", TxQueueStopped = "tx_queue_stopped",
+    }
+}
+
+counters! {
+    /// Copies of frame bytes by the host's CPU, and their octets.
+    pub enum CopyKind, CopyCounters {
+        UserToSkb = "copy.user_to_skb", UserToSkbBytes = "copy.user_to_skb_bytes",
+        SkbToUser = "copy.skb_to_user", SkbToUserBytes = "copy.skb_to_user_bytes",
+        Other = "copy.other", OtherBytes = "copy.other_bytes",
+    }
+}
+
+counters! {
+    /// Why a packet was dropped (Linux `enum skb_drop_reason`).
+    pub enum DropReason, DropCounters {
+        NotSpecified = "NOT_SPECIFIED", NoSocket = "NO_SOCKET", PktTooSmall = "PKT_TOO_SMALL", TcpCsum = "TCP_CSUM",
+        SocketRcvbuff = "SOCKET_RCVBUFF", SocketBacklog = "SOCKET_BACKLOG", SocketFilter = "SOCKET_FILTER", SocketClose = "SOCKET_CLOSE",
+        UdpCsum = "UDP_CSUM", IcmpCsum = "ICMP_CSUM", NetfilterDrop = "NETFILTER_DROP", OtherHost = "OTHERHOST", IpCsum = "IP_CSUM", IpInHdr = "IP_INHDR",
+        IpInNoRoutes = "IP_IN_NOROUTES", IpOutNoRoutes = "IP_OUTNOROUTES", IpRpFilter = "IP_RPFILTER", IpNoProto = "IP_NOPROTO", IpInvalidSource = "IP_INVALID_SOURCE", IpLocalSource = "IP_LOCAL_SOURCE", IpInvalidDest = "IP_INVALID_DEST",
+        IpTtlExceeded = "IP_TTL_EXCEEDED", TcpZeroWindow = "TCP_ZEROWINDOW", TcpOldData = "TCP_OLD_DATA", TcpOverWindow = "TCP_OVERWINDOW", TcpOfoMerge = "TCP_OFOMERGE",
+        TcpRfc7323Paws = "TCP_RFC7323_PAWS", TcpInvalidSequence = "TCP_INVALID_SEQUENCE", TcpInvalidEndSequence = "TCP_INVALID_END_SEQUENCE", TcpReset = "TCP_RESET", TcpInvalidSyn = "TCP_INVALID_SYN",
+        TcpClose = "TCP_CLOSE", TcpOldAck = "TCP_OLD_ACK", TcpTooOldAck = "TCP_TOO_OLD_ACK", TcpAckUnsentData = "TCP_ACK_UNSENT_DATA", TcpOfoQueuePrune = "TCP_OFO_QUEUE_PRUNE", TcpOfoDrop = "TCP_OFO_DROP", TcpFlags = "TCP_FLAGS",
+        TcpAbortOnData = "TCP_ABORT_ON_DATA", TcpFastopen = "TCP_FASTOPEN", TcpListenOverflow = "TCP_LISTEN_OVERFLOW", TcpBadHeader = "TCP_BAD_HEADER",
+        NeighCreateFail = "NEIGH_CREATEFAIL", NeighFailed = "NEIGH_FAILED", NeighQueueFull = "NEIGH_QUEUEFULL", NeighDead = "NEIGH_DEAD",
+        QdiscDrop = "QDISC_DROP", CpuBacklog = "CPU_BACKLOG", UnhandledProto = "UNHANDLED_PROTO", HdrTrunc = "HDR_TRUNC", NoMem = "NOMEM",
+        FragReasmTimeout = "FRAG_REASM_TIMEOUT", FragTooFar = "FRAG_TOO_FAR", FragOverlap = "DUP_FRAG", FragTooBig = "PKT_TOO_BIG", DevReady = "DEV_READY", DevHdr = "DEV_HDR",
+        IcmpParam = "ICMP_PARAM", IcmpBadHeader = "ICMP_BAD_HEADER", ArpBadHeader = "ARP_BAD_HEADER", EtherBadHeader = "ETHER_BAD_HEADER", UdpBadHeader = "UDP_BAD_HEADER", ArpIgnored = "ARP_IGNORED", GsoBad = "GSO_BAD",
+    }
+}

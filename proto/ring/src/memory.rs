@@ -1,0 +1,309 @@
+//! Shared memory regions and bounded views of them.
+//!
+//! A [`Region`] is memory that another, untrusted process may change at any
+//! moment. Its bytes are therefore never lent out as `&[u8]`: a [`Slice`] copies
+//! in and out. Whoever parses, parses the copy.
+//!
+//! Bounds: [`Region::slice`] is the one check. A [`Slice`] that exists lies
+//! inside its region; sub-slices are checked against the slice.
+
+use alloc::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use alloc::sync::Arc;
+use core::marker::PhantomData;
+use core::ptr::NonNull;
+
+/// An offset or length that does not lie in the region.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("octets {offset}+{len} lie outside the region of {region} octets")]
+pub struct OutOfBounds {
+    /// First octet asked for.
+    pub offset: u64,
+    /// Octets asked for.
+    pub len: u64,
+    /// Octets of the region.
+    pub region: u64,
+}
+
+/// A mapping of shared (or, in tests and the simulator, heap) memory. Clones share it.
+#[derive(Clone, Debug)]
+pub struct Region {
+    mapping: Arc<Mapping>,
+}
+
+#[derive(Debug)]
+struct Mapping {
+    base: NonNull<u8>,
+    len: usize,
+    backing: Backing,
+}
+
+#[derive(Debug)]
+enum Backing {
+    Heap,
+    #[cfg(feature = "std")]
+    Memfd(std::os::fd::OwnedFd),
+}
+
+// SAFETY: the mapping is plain memory, valid from any thread for its life; all
+// access goes through volatile or bytewise copies, never through references.
+unsafe impl Send for Mapping {}
+// SAFETY: as above; concurrent access by threads is no different from the
+// concurrent access by the other process that every user must expect anyway.
+unsafe impl Sync for Mapping {}
+
+const PAGE: usize = 4096;
+
+impl Region {
+    /// Zeroed heap memory of `len` octets (rounded up to pages).
+    ///
+    /// # Panics
+    /// If `len` is 0 or overflows when rounded.
+    pub fn heap(len: usize) -> Self {
+        let len = len.checked_next_multiple_of(PAGE).expect("region length fits the address space");
+        let layout = Layout::from_size_align(len, PAGE).expect("page layout");
+        assert!(len > 0, "a region is not empty");
+        // SAFETY: the layout has a size above zero.
+        let base = unsafe { alloc_zeroed(layout) };
+        let Some(base) = NonNull::new(base) else { handle_alloc_error(layout) };
+        Self { mapping: Arc::new(Mapping { base, len, backing: Backing::Heap }) }
+    }
+
+    /// Octets of the region.
+    #[allow(clippy::len_without_is_empty)] // never empty
+    pub fn len(&self) -> usize {
+        self.mapping.len
+    }
+
+    /// The `len` octets at `offset`; the one place where a foreign offset is checked.
+    ///
+    /// # Errors
+    /// [`OutOfBounds`] unless all of them lie in the region.
+    pub fn slice(&self, offset: u64, len: usize) -> Result<Slice<'_>, OutOfBounds> {
+        let err = OutOfBounds { offset, len: len as u64, region: self.len() as u64 };
+        let end = offset.checked_add(len as u64).ok_or(err)?;
+        if end > self.len() as u64 {
+            return Err(err);
+        }
+        // SAFETY: offset ≤ end ≤ length of the mapping, checked above.
+        let base = unsafe { self.mapping.base.add(offset as usize) };
+        Ok(Slice { base, len, region: PhantomData })
+    }
+
+    /// Address of the first octet in this process, for the ring and `vhost-user`.
+    pub fn base(&self) -> NonNull<u8> {
+        self.mapping.base
+    }
+
+    /// True if both are the same mapping.
+    pub fn same(&self, other: &Region) -> bool {
+        Arc::ptr_eq(&self.mapping, &other.mapping)
+    }
+}
+
+#[cfg(feature = "std")]
+mod memfd {
+    use super::{Arc, Backing, Mapping, NonNull, PAGE, Region};
+    use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, fstat, ftruncate, memfd_create};
+    use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+    use std::io;
+    use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+    impl Region {
+        /// New shared memory of `len` octets, rounded up to pages and sealed against
+        /// growing and shrinking. Pages take memory when touched, not before.
+        ///
+        /// # Errors
+        /// What `memfd_create`, `ftruncate` or `mmap` answers.
+        pub fn memfd(name: &str, len: usize) -> io::Result<Self> {
+            let len = len.checked_next_multiple_of(PAGE).ok_or(io::ErrorKind::InvalidInput)?;
+            let fd = memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+            ftruncate(&fd, len as u64)?;
+            fcntl_add_seals(&fd, SealFlags::GROW | SealFlags::SHRINK)?;
+            Self::map(fd, 0, len)
+        }
+
+        /// Maps `len` octets at `offset` (a multiple of the page size) of a file
+        /// descriptor that came from another process.
+        ///
+        /// # Errors
+        /// `InvalidInput` if the file is shorter than `offset + len` or `len` is 0;
+        /// else what `fstat` or `mmap` answers.
+        pub fn map(fd: OwnedFd, offset: u64, len: usize) -> io::Result<Self> {
+            let size = fstat(&fd)?.st_size as u64;
+            let end = offset.checked_add(len as u64).ok_or(io::ErrorKind::InvalidInput)?;
+            if len == 0 || end > size {
+                return Err(io::Error::new(io::ErrorKind::InvalidInput, "mapping lies outside the file"));
+            }
+            // SAFETY: a fresh mapping at an address of the kernel's choice; nothing
+            // else aliases it in this process, and it lives until `Mapping` drops.
+            let base = unsafe { mmap(core::ptr::null_mut(), len, ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED, &fd, offset)? };
+            let base = NonNull::new(base.cast()).ok_or(io::ErrorKind::AddrNotAvailable)?;
+            Ok(Self { mapping: Arc::new(Mapping { base, len, backing: Backing::Memfd(fd) }) })
+        }
+
+        /// The file behind the region, to hand to another process; `None` on the heap.
+        pub fn fd(&self) -> Option<BorrowedFd<'_>> {
+            match &self.mapping.backing {
+                Backing::Heap => None,
+                Backing::Memfd(fd) => Some(fd.as_fd()),
+            }
+        }
+
+        /// True if the file can no longer shrink: mapping it cannot fault later.
+        pub fn is_sealed(&self) -> bool {
+            self.fd().is_some_and(|fd| fcntl_get_seals(fd).is_ok_and(|s| s.contains(SealFlags::SHRINK)))
+        }
+    }
+
+    pub(super) fn unmap(base: NonNull<u8>, len: usize) {
+        // SAFETY: called once, by `Mapping::drop`, with what `mmap` returned.
+        // A failure cannot be acted upon: the address space keeps the pages.
+        let _ = unsafe { munmap(base.as_ptr().cast(), len) };
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        match self.backing {
+            Backing::Heap => {
+                let layout = Layout::from_size_align(self.len, PAGE).expect("page layout");
+                // SAFETY: allocated in `Region::heap` with this layout, freed once.
+                unsafe { dealloc(self.base.as_ptr(), layout) };
+            }
+            #[cfg(feature = "std")]
+            Backing::Memfd(_) => memfd::unmap(self.base, self.len),
+        }
+    }
+}
+
+/// A bounded view of a region. Reading and writing copy; another process may be
+/// writing the same octets, so what is read is any mixture of old and new.
+#[derive(Clone, Copy, Debug)]
+pub struct Slice<'m> {
+    base: NonNull<u8>,
+    len: usize,
+    region: PhantomData<&'m Region>,
+}
+
+impl<'m> Slice<'m> {
+    /// Octets of the view.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// True if it has no octets.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Address and length in this process, for an `iovec`.
+    pub fn as_raw(&self) -> (*mut u8, usize) {
+        (self.base.as_ptr(), self.len)
+    }
+
+    /// The `len` octets at `offset` of this view.
+    ///
+    /// # Errors
+    /// [`OutOfBounds`] unless they lie in it.
+    pub fn sub(&self, offset: usize, len: usize) -> Result<Slice<'m>, OutOfBounds> {
+        let err = OutOfBounds { offset: offset as u64, len: len as u64, region: self.len as u64 };
+        if offset.checked_add(len).ok_or(err)? > self.len {
+            return Err(err);
+        }
+        // SAFETY: offset + len ≤ self.len, checked above.
+        Ok(Slice { base: unsafe { self.base.add(offset) }, len, region: PhantomData })
+    }
+
+    /// Copies the first `dst.len()` octets out.
+    ///
+    /// # Panics
+    /// If the view is shorter: lengths are checked by the caller against `len()`.
+    pub fn read(&self, dst: &mut [u8]) {
+        assert!(dst.len() <= self.len, "read beyond the view");
+        // SAFETY: both hold dst.len() octets; dst is an exclusive reference, so it
+        // does not overlap shared memory, to which no reference is ever made.
+        unsafe { core::ptr::copy_nonoverlapping(self.base.as_ptr(), dst.as_mut_ptr(), dst.len()) };
+    }
+
+    /// Copies `src` to the front of the view.
+    ///
+    /// # Panics
+    /// If the view is shorter.
+    pub fn write(&self, src: &[u8]) {
+        assert!(src.len() <= self.len, "write beyond the view");
+        // SAFETY: both hold src.len() octets, and no reference to shared memory exists.
+        unsafe { core::ptr::copy_nonoverlapping(src.as_ptr(), self.base.as_ptr(), src.len()) };
+    }
+
+    /// Copies `min(self.len, dst.len)` octets to another view; returns how many.
+    pub fn copy_to(&self, dst: &Slice<'_>) -> usize {
+        let n = self.len.min(dst.len);
+        // SAFETY: both views hold n octets; `copy` allows that they overlap.
+        unsafe { core::ptr::copy(self.base.as_ptr(), dst.base.as_ptr(), n) };
+        n
+    }
+
+    /// Adds the octets to an Internet checksum accumulator (RFC 1071), as 16-bit
+    /// big-endian words starting at an even position; an odd last octet is padded
+    /// with zero. Fold with [`fold`].
+    pub fn checksum_add(&self, sum: u64) -> u64 {
+        let mut sum = sum;
+        let mut block = [0u8; 256];
+        let mut at = 0;
+        while at < self.len {
+            let n = block.len().min(self.len - at);
+            // SAFETY: at + n ≤ self.len; block is private.
+            unsafe { core::ptr::copy_nonoverlapping(self.base.as_ptr().add(at), block.as_mut_ptr(), n) };
+            sum = checksum_add(&block[..n], sum);
+            at += n;
+        }
+        sum
+    }
+}
+
+/// Adds octets to an Internet checksum accumulator (RFC 1071).
+pub fn checksum_add(bytes: &[u8], mut sum: u64) -> u64 {
+    let mut words = bytes.chunks_exact(4);
+    for w in &mut words {
+        sum += u64::from(u32::from_be_bytes([w[0], w[1], w[2], w[3]]));
+    }
+    match *words.remainder() {
+        [] => {}
+        [a] => sum += u64::from(u16::from_be_bytes([a, 0])) << 16,
+        [a, b] => sum += u64::from(u16::from_be_bytes([a, b])) << 16,
+        [a, b, c] => sum += u64::from(u32::from_be_bytes([a, b, c, 0])),
+        _ => unreachable!("remainder of chunks of four"),
+    }
+    sum
+}
+
+/// Folds an accumulator to the 16-bit one's complement sum (not complemented).
+pub fn fold(sum: u64) -> u16 {
+    let mut s = (sum >> 32) + (sum & 0xffff_ffff);
+    while s > 0xffff {
+        s = (s >> 16) + (s & 0xffff);
+    }
+    s as u16
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slice_outside_region_is_refused() {
+        let r = Region::heap(4096);
+        assert!(r.slice(4095, 1).is_ok());
+        assert!(r.slice(4096, 1).is_err());
+        assert!(r.slice(u64::MAX, 2).is_err());
+        assert!(r.slice(0, 4096).expect("whole").sub(4000, 97).is_err());
+    }
+
+    #[test]
+    fn checksum_matches_rfc1071_example() {
+        let r = Region::heap(4096);
+        let s = r.slice(3, 8).expect("inside");
+        s.write(&[0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7]);
+        assert_eq!(fold(s.checksum_add(0)), 0xddf2);
+    }
+}
