@@ -12,8 +12,8 @@ extern crate alloc;
 
 pub mod cpu;
 pub mod dev;
-pub mod ether;
 pub mod errno;
+pub mod ether;
 pub mod ip;
 pub mod raw;
 pub mod skb;

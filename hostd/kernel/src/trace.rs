@@ -102,7 +102,15 @@ pub struct Record {
 
 impl core::fmt::Display for Record {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        write!(f, "{:>6}.{:09} [{}] {:<4} {}", self.time.0 / 1_000_000_000, self.time.0 % 1_000_000_000, self.cpu, self.point.step(), self.point.name())?;
+        write!(
+            f,
+            "{:>6}.{:09} [{}] {:<4} {}",
+            self.time.0 / 1_000_000_000,
+            self.time.0 % 1_000_000_000,
+            self.cpu,
+            self.point.step(),
+            self.point.name()
+        )?;
         if self.skb != 0 {
             write!(f, " skb={}", self.skb)?;
         }

@@ -1,8 +1,8 @@
 //! Modelled CPUs: hard interrupts, softirqs, accounting.
 pub mod sched;
 
-use crate::dev::net_device::IfIndex;
 use crate::Kernel;
+use crate::dev::net_device::IfIndex;
 
 /// The CPUs of a host and their softirq state.
 #[derive(Debug, Default)]

@@ -1,10 +1,10 @@
 //! IPv4: input, output, routing, fragments, ICMP.
 pub mod route;
 
+use crate::Kernel;
 use crate::errno::Errno;
 use crate::skb::SkBuff;
 use crate::sock::Sock;
-use crate::Kernel;
 use alloc::boxed::Box;
 use core::net::Ipv4Addr;
 use route::{Flow, Route, RouteKind};

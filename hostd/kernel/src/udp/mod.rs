@@ -13,6 +13,8 @@ pub struct UdpSock {}
 pub struct UdpTable {}
 
 impl Kernel {
-    pub(crate) fn udp_rcv(&mut self, skb: Box<SkBuff>) { self.consume_skb(skb); }
+    pub(crate) fn udp_rcv(&mut self, skb: Box<SkBuff>) {
+        self.consume_skb(skb);
+    }
     pub(crate) fn udp_err(&mut self, _e: &IcmpError) {}
 }
