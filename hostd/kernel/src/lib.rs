@@ -98,6 +98,7 @@ pub struct Kernel {
     pub(crate) udp: udp::UdpTable,
     pub(crate) raw: raw::RawTable,
     pub(crate) tasks: cpu::sched::Tasks,
+    pub(crate) vfs: vfs::Vfs,
     pub(crate) epolls: wait::Epolls,
     pub(crate) mib: MibCounters,
     pub(crate) drops: DropCounters,
