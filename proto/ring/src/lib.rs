@@ -13,6 +13,7 @@
 
 extern crate alloc;
 
+pub mod cable;
 pub mod memory;
 pub mod pool;
 pub mod vnet;
