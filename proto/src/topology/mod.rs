@@ -4,9 +4,101 @@
 //! addresses (allocating those left out). What it returns can be deployed; what
 //! is wrong comes back as [`Problem`]s that point into the file.
 
+mod address;
+mod lower;
+mod problem;
+mod raw;
+#[cfg(test)]
+mod tests;
+mod units;
+
+pub use problem::{Problem, Problems};
+pub use units::{BadUnit, probability, rate, time};
+
 use ipnet::Ipv4Net;
+use serde_saphyr::{Error, Options};
 use std::collections::BTreeMap;
 use std::time::Duration;
+
+/// Octets of the largest file that is read.
+pub const MAX_FILE: u64 = 4 << 20;
+
+/// Fields that the design names and that are not built yet: the error says so.
+const NOT_YET: &[&str] =
+    &["jitter", "reorder", "duplicate", "corrupt", "gilbert-elliott", "container", "root", "binds", "user", "workdir", "env"];
+
+/// Reads and validates a topology. `file_name` is for messages.
+///
+/// # Errors
+/// Everything that is wrong with the file; nothing has been started.
+pub fn parse(file_name: &str, text: &str) -> Result<Topology, Problems> {
+    let fail = |problems| Problems::new(file_name, text, problems);
+    if text.len() as u64 > MAX_FILE {
+        let what = format!("the file has {} MiB; a topology has at most {} MiB", text.len() >> 20, MAX_FILE >> 20);
+        return Err(Problems::new(file_name, "", vec![Problem::of_file(what)]));
+    }
+    let raw: raw::File = serde_saphyr::from_str_with_options(text, options()).map_err(|e| fail(vec![explain(&e)]))?;
+    lower::lower(raw).map_err(fail)
+}
+
+/// The JSON Schema of a topology file, for editors.
+pub fn json_schema() -> serde_json::Value {
+    schemars::schema_for!(raw::File).to_value()
+}
+
+fn options() -> Options {
+    serde_saphyr::options! {
+        budget: serde_saphyr::budget! {
+            max_documents: 1,
+            max_depth: 32,
+            max_nodes: 200_000,
+            max_aliases: 1000,
+            max_recorded_anchor_events: 50_000,
+        },
+        with_snippet: false,
+    }
+}
+
+/// A parser's error as a problem of the file.
+fn explain(error: &Error) -> Problem {
+    let error = error.without_snippet();
+    let place = error.location().unwrap_or(serde_saphyr::Location::UNKNOWN);
+    match error {
+        Error::SerdeUnknownField { field, expected, .. } => {
+            let p = Problem::at(place, format!("unknown field `{field}`"), "not known here");
+            if NOT_YET.contains(&field.as_str()) {
+                return p.help(format!("`{field}` is not supported yet (docs/support-matrix.md)"));
+            }
+            match problem::nearest(field, expected.iter().copied()) {
+                Some(near) => p.help(format!("did you mean `{near}`?")),
+                None => p.help(format!("fields here are: {}", expected.join(", "))),
+            }
+        }
+        Error::SerdeUnknownVariant { variant, expected, .. } => {
+            let p = Problem::at(place, format!("`{variant}` is not known here"), "unknown value");
+            match problem::nearest(variant, expected.iter().copied()) {
+                Some(near) => p.help(format!("did you mean `{near}`?")),
+                None => p.help(format!("write one of: {}", expected.join(", "))),
+            }
+        }
+        Error::SerdeMissingField { field, .. } => {
+            Problem::at(place, format!("field `{field}` is missing"), "needs it").help(format!("add `{field}:`"))
+        }
+        Error::DuplicateMappingKey { key, .. } => {
+            let key = key.as_deref().unwrap_or("?");
+            Problem::at(place, format!("key `{key}` stands twice in this mapping"), "second use").help("remove or rename one of them")
+        }
+        Error::SerdeInvalidType { unexpected, expected, .. } => {
+            Problem::at(place, format!("expected {expected}, found {unexpected}"), "wrong type").help(format!("write {expected}"))
+        }
+        other => {
+            // The parser's own words end with the place, which is shown by itself.
+            let text = other.to_string();
+            let text = text.split(" at line ").next().unwrap_or(&text).to_string();
+            Problem::at(place, text, "here").help("see `labctl schema`, or the files in topologies/")
+        }
+    }
+}
 
 /// A validated topology. Nodes and links are in the file's order; every address is allocated.
 #[derive(Debug, Clone, PartialEq)]
