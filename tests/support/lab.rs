@@ -1,0 +1,196 @@
+//! A lab, deployed with `labctl` under a state directory of its own (and so an
+//! agent of its own: tests do not meet).
+
+use crate::{bin, unique};
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+
+/// A state directory: one agent and its labs.
+pub struct Site {
+    /// `RINGLAB_DIR` of everything below.
+    pub dir: PathBuf,
+}
+
+impl Site {
+    /// An empty one.
+    ///
+    /// # Panics
+    /// If the directory cannot be made.
+    pub fn new() -> Self {
+        let dir = std::env::temp_dir().join(unique("ringlab-test-"));
+        std::fs::create_dir(&dir).expect("a fresh directory");
+        Self { dir }
+    }
+
+    /// A `labctl` command.
+    pub fn labctl(&self, args: &[&str]) -> Command {
+        let mut c = Command::new(bin("labctl"));
+        c.args(args).env("RINGLAB_DIR", &self.dir).env("NO_COLOR", "1").env("CI", "true").stdin(Stdio::null());
+        c
+    }
+
+    /// Runs `labctl`.
+    ///
+    /// # Panics
+    /// If it cannot be started.
+    pub fn run(&self, args: &[&str]) -> Output {
+        self.labctl(args).output().expect("labctl starts")
+    }
+
+    /// Runs `labctl` and expects exit status 0; standard output.
+    ///
+    /// # Panics
+    /// If it fails.
+    pub fn ok(&self, args: &[&str]) -> String {
+        let out = self.run(args);
+        let text = |b: &[u8]| String::from_utf8_lossy(b).into_owned();
+        assert!(out.status.success(), "labctl {args:?}: {}\n{}\n{}\n{}", out.status, text(&out.stdout), text(&out.stderr), self.logs());
+        text(&out.stdout)
+    }
+
+    /// Runs `labctl … --format json` and parses what it prints.
+    ///
+    /// # Panics
+    /// If it fails or prints something else.
+    pub fn json(&self, args: &[&str]) -> Value {
+        let mut args = args.to_vec();
+        args.extend(["--format", "json"]);
+        let text = self.ok(&args);
+        serde_json::from_str(&text).unwrap_or_else(|e| panic!("labctl {args:?} prints no JSON ({e}): {text}"))
+    }
+
+    /// Writes a topology file.
+    ///
+    /// # Panics
+    /// If it cannot be written.
+    pub fn file(&self, name: &str, yaml: &str) -> String {
+        let path = self.dir.join(name);
+        std::fs::write(&path, yaml).expect("the topology is written");
+        path.to_str().expect("a path in UTF-8").to_string()
+    }
+
+    /// Writes and deploys a topology.
+    ///
+    /// # Panics
+    /// If it fails.
+    pub fn deploy(&self, yaml: &str) -> Lab<'_> {
+        let name = yaml.lines().find_map(|l| l.strip_prefix("name: ")).expect("a name").trim().to_string();
+        let file = self.file(&format!("{name}.yaml"), yaml);
+        self.ok(&["deploy", &file]);
+        Lab { site: self, name, file }
+    }
+
+    /// The last lines of all daemons' logs, for the message of a failing test.
+    pub fn logs(&self) -> String {
+        let mut text = String::new();
+        collect_logs(&self.dir, &mut text);
+        text
+    }
+}
+
+fn collect_logs(dir: &Path, text: &mut String) {
+    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if entry.file_type().is_ok_and(|t| t.is_dir()) {
+            collect_logs(&path, text);
+        } else if path.extension().is_some_and(|e| e == "log") {
+            let log = std::fs::read_to_string(&path).unwrap_or_default();
+            let lines: Vec<&str> = log.lines().collect();
+            text.push_str(&format!("--- {}\n{}\n", path.display(), lines[lines.len().saturating_sub(15)..].join("\n")));
+        }
+    }
+}
+
+impl Default for Site {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Drop for Site {
+    fn drop(&mut self) {
+        let _ = self.run(&["destroy", "--all"]);
+        let _ = std::fs::remove_dir_all(&self.dir);
+    }
+}
+
+/// A deployed lab; destroyed with its [`Site`].
+pub struct Lab<'a> {
+    /// Where.
+    pub site: &'a Site,
+    /// Its name.
+    pub name: String,
+    /// Its topology file.
+    pub file: String,
+}
+
+impl Lab<'_> {
+    /// Command for a built-in program on a node.
+    pub fn builtin(&self, node: &str, program: &str, args: &[&str]) -> Command {
+        let mut all = vec!["exec", "-l", &self.name, node, "--builtin", program, "--"];
+        all.extend(args);
+        self.site.labctl(&all)
+    }
+
+    /// Command for a real program on a `linux` node.
+    pub fn program(&self, node: &str, args: &[&str]) -> Command {
+        let mut all = vec!["exec", "-l", &self.name, node, "--"];
+        all.extend(args);
+        self.site.labctl(&all)
+    }
+
+    /// Starts a command whose output is read later.
+    ///
+    /// # Panics
+    /// If it cannot be started.
+    pub fn spawn(&self, mut command: Command) -> Child {
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("labctl starts")
+    }
+
+    /// Runs a command and expects exit status 0; standard output.
+    ///
+    /// # Panics
+    /// If it fails.
+    pub fn ok(&self, mut command: Command) -> String {
+        let out = command.output().expect("labctl starts");
+        let text = |b: &[u8]| String::from_utf8_lossy(b).into_owned();
+        assert!(out.status.success(), "{command:?}: {}\n{}\n{}\n{}", out.status, text(&out.stdout), text(&out.stderr), self.site.logs());
+        text(&out.stdout)
+    }
+
+    /// As [`Self::ok`], output parsed as JSON.
+    ///
+    /// # Panics
+    /// If it fails or prints something else.
+    pub fn json(&self, command: Command) -> Value {
+        let text = self.ok(command);
+        serde_json::from_str(&text).unwrap_or_else(|e| panic!("no JSON ({e}): {text}"))
+    }
+
+    /// `labctl inspect`.
+    pub fn inspect(&self) -> Value {
+        self.site.json(&["inspect", &self.name])
+    }
+
+    /// A node of [`Self::inspect`].
+    ///
+    /// # Panics
+    /// If there is no such node.
+    pub fn node(&self, node: &str) -> Value {
+        let all = self.inspect();
+        let nodes = all["nodes"].as_array().expect("nodes").clone();
+        nodes.into_iter().find(|n| n["name"] == node).unwrap_or_else(|| panic!("no node {node} in {all}"))
+    }
+
+    /// Process number of a node's `nicd` or `hostd`.
+    ///
+    /// # Panics
+    /// If it is not running.
+    pub fn pid(&self, node: &str, daemon: &str) -> i32 {
+        let n = self.node(node);
+        let pid = n[format!("{daemon}_pid")].as_i64().unwrap_or(0);
+        assert!(pid > 1, "{daemon} of {node} is not running: {n}");
+        pid as i32
+    }
+}
