@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# Installs what the demo, the tests and the benchmarks run beside Ringlab, if it is missing.
+# Needs root for that, and nothing at all when everything is there.
+#
+#   iproute2      ip: namespaces and veth pairs that the tests make and remove
+#   iputils-ping  ping: a real Linux peer asks an emulated host for echoes
+#   curl          curl: a real Linux peer fetches a page from an emulated host
+#   iperf3        iperf3: the reference of the throughput figures, over veth
+#   cargo-nextest runs the tests, each in a process of its own
+#
+# `setup.sh demo` installs what the demo needs: the first three.
+set -euo pipefail
+
+declare -A package=([ip]=iproute2 [ping]=iputils-ping [curl]=curl [iperf3]=iperf3)
+wanted=(ip ping curl)
+[ "${1:-}" = demo ] || wanted+=(iperf3)
+
+missing=()
+for program in "${wanted[@]}"; do
+    PATH="$PATH:/usr/sbin:/sbin" command -v "$program" >/dev/null || missing+=("${package[$program]}")
+done
+if [ ${#missing[@]} -gt 0 ]; then
+    if [ "$(id -u)" != 0 ]; then
+        echo "setup: ${missing[*]} missing; install with: sudo apt-get install ${missing[*]}" >&2
+        exit 3
+    fi
+    echo "setup: installing ${missing[*]}"
+    export DEBIAN_FRONTEND=noninteractive
+    apt-get update -qq
+    apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+fi
+
+if [ "${1:-}" != demo ] && ! cargo nextest --version >/dev/null 2>&1; then
+    echo "setup: installing cargo-nextest"
+    cargo install --locked --quiet cargo-nextest
+fi
