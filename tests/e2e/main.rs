@@ -1,0 +1,1 @@
+//! Real daemons over gRPC, driven by the real `labctl`.
