@@ -16,6 +16,11 @@ impl Kernel {
     pub fn spawn(&mut self, _comm: &str, _cpu: Option<u16>) -> TaskId {
         TaskId(1)
     }
+    /// Makes a task that shares the descriptor table of `parent` (`clone(CLONE_FILES)`, a thread). The
+    /// table's descriptors are closed when the last task that shares it exits.
+    pub fn spawn_thread(&mut self, _parent: TaskId, comm: &str, cpu: Option<u16>) -> TaskId {
+        self.spawn(comm, cpu)
+    }
     /// Executes a call of a task: [`crate::Event::Syscall`]. Ends with pending softirqs and `schedule`.
     pub(crate) fn do_syscall(&mut self, _task: TaskId, _call: Call) {}
     /// A signal for a task: [`crate::Event::Signal`]. Wakes it if it is blocked; call `schedule` afterwards.
