@@ -13,7 +13,10 @@
 
 extern crate alloc;
 
+mod atomics;
+
 pub mod cable;
 pub mod memory;
+pub mod packed;
 pub mod pool;
 pub mod vnet;

@@ -70,6 +70,7 @@ impl Region {
 
     /// Octets of the region.
     #[allow(clippy::len_without_is_empty)] // never empty
+    #[inline]
     pub fn len(&self) -> usize {
         self.mapping.len
     }
@@ -78,6 +79,7 @@ impl Region {
     ///
     /// # Errors
     /// [`OutOfBounds`] unless all of them lie in the region.
+    #[inline]
     pub fn slice(&self, offset: u64, len: usize) -> Result<Slice<'_>, OutOfBounds> {
         let err = OutOfBounds { offset, len: len as u64, region: self.len() as u64 };
         let end = offset.checked_add(len as u64).ok_or(err)?;
@@ -87,6 +89,18 @@ impl Region {
         // SAFETY: offset ≤ end ≤ length of the mapping, checked above.
         let base = unsafe { self.mapping.base.add(offset as usize) };
         Ok(Slice { base, len, region: PhantomData })
+    }
+
+    /// As [`Region::slice`], unchecked.
+    ///
+    /// # Safety
+    /// The octets lie in the region.
+    #[inline]
+    pub(crate) unsafe fn slice_unchecked(&self, offset: u64, len: usize) -> Slice<'_> {
+        debug_assert!(self.slice(offset, len).is_ok());
+        // SAFETY: promised by the caller.
+        let base = unsafe { self.mapping.base.add(offset as usize) };
+        Slice { base, len, region: PhantomData }
     }
 
     /// Address of the first octet in this process, for the ring and `vhost-user`.
@@ -187,16 +201,19 @@ pub struct Slice<'m> {
 
 impl<'m> Slice<'m> {
     /// Octets of the view.
+    #[inline]
     pub fn len(&self) -> usize {
         self.len
     }
 
     /// True if it has no octets.
+    #[inline]
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
     /// Address and length in this process, for an `iovec`.
+    #[inline]
     pub fn as_raw(&self) -> (*mut u8, usize) {
         (self.base.as_ptr(), self.len)
     }
@@ -205,6 +222,7 @@ impl<'m> Slice<'m> {
     ///
     /// # Errors
     /// [`OutOfBounds`] unless they lie in it.
+    #[inline]
     pub fn sub(&self, offset: usize, len: usize) -> Result<Slice<'m>, OutOfBounds> {
         let err = OutOfBounds { offset: offset as u64, len: len as u64, region: self.len as u64 };
         if offset.checked_add(len).ok_or(err)? > self.len {
@@ -218,6 +236,7 @@ impl<'m> Slice<'m> {
     ///
     /// # Panics
     /// If the view is shorter: lengths are checked by the caller against `len()`.
+    #[inline]
     pub fn read(&self, dst: &mut [u8]) {
         assert!(dst.len() <= self.len, "read beyond the view");
         // SAFETY: both hold dst.len() octets; dst is an exclusive reference, so it
@@ -229,6 +248,7 @@ impl<'m> Slice<'m> {
     ///
     /// # Panics
     /// If the view is shorter.
+    #[inline]
     pub fn write(&self, src: &[u8]) {
         assert!(src.len() <= self.len, "write beyond the view");
         // SAFETY: both hold src.len() octets, and no reference to shared memory exists.
@@ -236,6 +256,7 @@ impl<'m> Slice<'m> {
     }
 
     /// Copies `min(self.len, dst.len)` octets to another view; returns how many.
+    #[inline]
     pub fn copy_to(&self, dst: &Slice<'_>) -> usize {
         let n = self.len.min(dst.len);
         // SAFETY: both views hold n octets; `copy` allows that they overlap.

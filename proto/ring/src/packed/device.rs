@@ -1,0 +1,350 @@
+//! The device's side: takes available chains, returns them used.
+
+use super::desc::{DESC_LEN, EventMode, Features, INDIRECT, Layout, Meta, NEXT, Position, RingError, RingMem, VringBase, WRITE};
+use super::map::MemoryMap;
+use crate::atomics::{Ordering, fence};
+use alloc::sync::Arc;
+use arrayvec::ArrayVec;
+
+/// Segments of a chain at most: a frame of 64 KiB in pages, its header, and spare.
+pub const MAX_CHAIN: usize = 64;
+
+/// One buffer of a chain, checked against the memory map.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Segment {
+    /// Guest physical address.
+    pub gpa: u64,
+    /// Offset in the mapping of the region below.
+    pub offset: u64,
+    /// Octets.
+    pub len: u32,
+    /// Index of the region in the memory map.
+    pub region: u16,
+    /// The device may write it (and must not read it), or the other way round.
+    pub writable: bool,
+}
+
+/// A chain taken from the ring; reused from frame to frame.
+#[derive(Debug, Clone, Default)]
+pub struct Chain {
+    /// Its buffers, readable ones first.
+    pub segments: ArrayVec<Segment, MAX_CHAIN>,
+    /// The driver's name for it.
+    pub id: u16,
+    /// Descriptors of the ring that it takes.
+    pub descs: u16,
+    /// Octets of the readable buffers.
+    pub readable: u64,
+    /// Octets of the writable ones.
+    pub writable: u64,
+}
+
+impl Chain {
+    /// An empty one, to be filled by [`DeviceQueue::pop`].
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    fn clear(&mut self) {
+        self.segments.clear();
+        (self.readable, self.writable) = (0, 0);
+    }
+}
+
+/// The device's side of a packed virtqueue.
+///
+/// States of a chain: *available*, *taken* (from [`DeviceQueue::pop`] on), *staged*
+/// ([`DeviceQueue::push_used`], in any order), *used* (from [`DeviceQueue::publish`] on).
+#[derive(Debug)]
+pub struct DeviceQueue {
+    ring: RingMem,
+    map: Arc<MemoryMap>,
+    features: Features,
+    size: u16,
+    /// Next descriptor to take.
+    avail: Position,
+    /// Next descriptor to return.
+    used: Position,
+    /// Descriptors taken and not returned.
+    in_flight: u16,
+    /// First descriptor of the unpublished batch, and its flags word.
+    staged: Option<(Position, Meta)>,
+    /// Descriptors published since the last `needs_call`.
+    moved: u16,
+    /// Event word as last written; `None` before.
+    event: Option<EventMode>,
+    failed: Option<RingError>,
+}
+
+impl DeviceQueue {
+    /// A queue over `layout` (guest physical addresses), at its start.
+    ///
+    /// # Errors
+    /// [`RingError`] if the layout has a bad size, is misaligned or leaves the map.
+    #[cfg(not(loom))]
+    pub fn new(map: Arc<MemoryMap>, layout: Layout, features: Features) -> Result<Self, RingError> {
+        let ring = RingMem::new(&layout, |gpa, len| {
+            let (index, offset) = map.region_of(gpa, len as u64)?;
+            Ok((map.slice_at(index, offset, len)?, &map.regions()[usize::from(index)].region))
+        })?;
+        Ok(Self::with_ring(ring, map, features))
+    }
+
+    /// A queue over ring words, at its start.
+    #[cfg_attr(not(loom), allow(unreachable_pub))]
+    pub fn with_ring(ring: RingMem, map: Arc<MemoryMap>, features: Features) -> Self {
+        let size = ring.size();
+        Self {
+            ring,
+            map,
+            features,
+            size,
+            avail: Position::START,
+            used: Position::START,
+            in_flight: 0,
+            staged: None,
+            moved: 0,
+            event: None,
+            failed: None,
+        }
+    }
+
+    /// Starts elsewhere: where an earlier device stopped. Descriptors that it took and
+    /// did not return are taken again.
+    ///
+    /// # Errors
+    /// [`RingError::IndexBeyondRing`].
+    pub fn set_base(&mut self, base: VringBase) -> Result<(), RingError> {
+        if base.used.index >= self.size {
+            return Err(RingError::IndexBeyondRing(base.used.index));
+        }
+        (self.avail, self.used) = (base.used, base.used);
+        (self.in_flight, self.moved, self.staged) = (0, 0, None);
+        Ok(())
+    }
+
+    /// Where it stands, after publishing: for the device that comes next.
+    pub fn base(&self) -> VringBase {
+        VringBase { avail: self.avail, used: self.used }
+    }
+
+    /// The memory behind the addresses.
+    pub fn map(&self) -> &Arc<MemoryMap> {
+        &self.map
+    }
+
+    /// Descriptors of the ring.
+    pub fn size(&self) -> u16 {
+        self.size
+    }
+
+    /// Descriptors taken and not yet returned.
+    pub fn in_flight(&self) -> u16 {
+        self.in_flight
+    }
+
+    /// Takes the next available chain into `chain`; false if there is none.
+    ///
+    /// # Errors
+    /// The rule that the driver broke; from then on always the same.
+    #[inline]
+    pub fn pop(&mut self, chain: &mut Chain) -> Result<bool, RingError> {
+        // Acquire pairs with the driver's Release: addresses and frames after the flags.
+        let meta = self.ring.meta(self.avail.index, Ordering::Acquire);
+        if let Some(e) = self.failed {
+            return Err(e);
+        }
+        if !meta.is_available(self.avail.wrap) {
+            return self.check_idle(meta);
+        }
+        chain.clear();
+        match self.walk(chain, meta) {
+            Ok(()) => {
+                self.avail = self.avail.advance(chain.descs, self.size);
+                self.in_flight += chain.descs;
+                Ok(true)
+            }
+            Err(e) => Err(self.fail(e)),
+        }
+    }
+
+    /// Puts the chain popped last back: the next `pop` takes it again.
+    ///
+    /// # Panics
+    /// If nothing is in flight.
+    pub fn unpop(&mut self, chain: &Chain) {
+        assert!(chain.descs <= self.in_flight, "only what was popped is put back");
+        self.in_flight -= chain.descs;
+        self.avail = self.avail.retreat(chain.descs, self.size);
+    }
+
+    /// Reads the chain at `avail`, whose first flags are `meta`, and checks it.
+    #[inline]
+    fn walk(&self, chain: &mut Chain, mut meta: Meta) -> Result<(), RingError> {
+        let mut at = self.avail;
+        let room = self.size - self.in_flight;
+        chain.descs = 0;
+        loop {
+            if chain.descs == room {
+                return Err(if room == self.size { RingError::DescriptorLoop(self.avail.index) } else { RingError::Overrun(at.index) });
+            }
+            chain.descs += 1;
+            let addr = self.ring.addr(at.index);
+            let flags = meta.flags();
+            if flags & INDIRECT != 0 {
+                if chain.descs > 1 || flags & NEXT != 0 {
+                    return Err(RingError::IndirectInChain(at.index));
+                }
+                self.walk_table(chain, addr, meta.len(), at.index)?;
+            } else {
+                self.segment(chain, addr, meta.len(), flags, at.index)?;
+            }
+            if flags & NEXT == 0 {
+                break;
+            }
+            at = at.advance(1, self.size);
+            // Relaxed: published by the first descriptor's flags, which were acquired.
+            meta = self.ring.meta(at.index, Ordering::Relaxed);
+            if chain.descs < room && !meta.is_available(at.wrap) {
+                return Err(RingError::WrapBit(at.index));
+            }
+        }
+        chain.id = meta.id();
+        Ok(())
+    }
+
+    fn walk_table(&self, chain: &mut Chain, addr: u64, len: u32, index: u16) -> Result<(), RingError> {
+        if !self.features.contains(Features::INDIRECT_DESC) {
+            return Err(RingError::IndirectNotNegotiated(index));
+        }
+        if len == 0 || !u64::from(len).is_multiple_of(DESC_LEN) {
+            return Err(RingError::IndirectLength(len));
+        }
+        if len as usize > MAX_CHAIN * DESC_LEN as usize {
+            return Err(RingError::ChainTooLong(index));
+        }
+        let table = self.map.translate_gpa(addr, len as usize)?;
+        let mut entry = [0; DESC_LEN as usize];
+        for at in (0..len as usize).step_by(DESC_LEN as usize) {
+            table.sub(at, entry.len())?.read(&mut entry);
+            let word = u128::from_le_bytes(entry);
+            let flags = (word >> 112) as u16;
+            if flags & INDIRECT != 0 {
+                return Err(RingError::IndirectInChain(index));
+            }
+            self.segment(chain, word as u64, (word >> 64) as u32, flags, index)?;
+        }
+        Ok(())
+    }
+
+    #[inline]
+    fn segment(&self, chain: &mut Chain, gpa: u64, len: u32, flags: u16, index: u16) -> Result<(), RingError> {
+        let (region, offset) = self.map.region_of(gpa, len.into())?;
+        let writable = flags & WRITE != 0;
+        if writable {
+            chain.writable += u64::from(len);
+        } else if chain.writable > 0 || chain.segments.last().is_some_and(|s| s.writable) {
+            return Err(RingError::ReadableAfterWritable(index));
+        } else {
+            chain.readable += u64::from(len);
+        }
+        let segment = Segment { gpa, offset, len, region, writable };
+        chain.segments.try_push(segment).map_err(|_| RingError::ChainTooLong(self.avail.index))
+    }
+
+    /// Nothing available: the descriptor must not look used in a lap not yet walked.
+    #[inline]
+    fn check_idle(&mut self, meta: Meta) -> Result<bool, RingError> {
+        if meta.is_used(self.avail.wrap) {
+            return Err(self.fail(RingError::WrapBit(self.avail.index)));
+        }
+        Ok(false)
+    }
+
+    /// True if an available chain waits.
+    #[inline]
+    pub fn has_avail(&self) -> bool {
+        self.failed.is_none() && self.ring.meta(self.avail.index, Ordering::Acquire).is_available(self.avail.wrap)
+    }
+
+    /// Returns a chain, `len` octets of it written; the driver sees it at the next
+    /// [`DeviceQueue::publish`]. Any order is right.
+    ///
+    /// # Panics
+    /// If more descriptors are returned than were taken.
+    #[inline]
+    pub fn push_used(&mut self, id: u16, descs: u16, len: u32) {
+        assert!(descs <= self.in_flight, "only what was popped is returned");
+        let flags = if len > 0 { WRITE } else { 0 };
+        let meta = Meta::used(len, id, flags, self.used.wrap);
+        if self.staged.is_some() {
+            self.ring.set_meta(self.used.index, meta, Ordering::Relaxed);
+        } else {
+            self.staged = Some((self.used, meta));
+        }
+        self.used = self.used.advance(descs, self.size);
+        self.in_flight -= descs;
+        self.moved = self.moved.saturating_add(descs);
+    }
+
+    /// Shows the driver what was returned.
+    #[inline]
+    pub fn publish(&mut self) {
+        if let Some((at, meta)) = self.staged.take() {
+            // Release pairs with the driver's Acquire of the same flags: frames and the
+            // batch's other descriptors before its first flags.
+            self.ring.set_meta(at.index, meta, Ordering::Release);
+        }
+    }
+
+    /// Publishes what is staged, and tells whether the driver wants to know of what was
+    /// published since the last call. A nonsensical event word stops the queue: the next `pop` says so.
+    #[inline]
+    pub fn needs_call(&mut self) -> bool {
+        if self.moved == 0 {
+            return false;
+        }
+        self.publish();
+        // Flags before event word: pairs with the fence in the driver's `enable_call`.
+        // Without it both may see the old state: the driver sleeps, nobody rings.
+        fence(Ordering::SeqCst);
+        let moved = core::mem::take(&mut self.moved);
+        match EventMode::parse(self.ring.driver_event(), self.size, self.features) {
+            Ok(mode) => mode.wants(self.used, moved, self.size),
+            Err(e) => {
+                self.fail(e);
+                true
+            }
+        }
+    }
+
+    /// The driver need not ring. A hint: it may still do.
+    #[inline]
+    pub fn disable_kick(&mut self) {
+        self.set_event(EventMode::Disable);
+    }
+
+    /// The driver is to ring for the next chain. True if one is already there: no kick
+    /// may come for it, so pop again before sleeping.
+    #[inline]
+    pub fn enable_kick(&mut self) -> bool {
+        let event_idx = self.features.contains(Features::EVENT_IDX);
+        self.set_event(if event_idx { EventMode::Descriptor(self.avail) } else { EventMode::Enable });
+        // Event word before flags: pairs with the fence in the driver's `needs_kick`.
+        fence(Ordering::SeqCst);
+        self.failed.is_some() || self.has_avail()
+    }
+
+    #[inline]
+    fn set_event(&mut self, mode: EventMode) {
+        if self.event != Some(mode) {
+            self.event = Some(mode);
+            self.ring.set_device_event(mode);
+        }
+    }
+
+    #[cold]
+    fn fail(&mut self, e: RingError) -> RingError {
+        *self.failed.get_or_insert(e)
+    }
+}
