@@ -6,14 +6,15 @@
 #   iputils-ping  ping: a real Linux peer asks an emulated host for echoes
 #   curl          curl: a real Linux peer fetches a page from an emulated host
 #   iperf3        iperf3: the reference of the throughput figures, over veth
+#   python3       a real client with a thousand sockets, a real HTTP server
 #   cargo-nextest runs the tests, each in a process of its own
 #
 # `setup.sh demo` installs what the demo needs: the first three.
 set -euo pipefail
 
-declare -A package=([ip]=iproute2 [ping]=iputils-ping [curl]=curl [iperf3]=iperf3)
+declare -A package=([ip]=iproute2 [ping]=iputils-ping [curl]=curl [iperf3]=iperf3 [python3]=python3)
 wanted=(ip ping curl)
-[ "${1:-}" = demo ] || wanted+=(iperf3)
+[ "${1:-}" = demo ] || wanted+=(iperf3 python3)
 
 missing=()
 for program in "${wanted[@]}"; do
