@@ -272,3 +272,6 @@ impl fmt::Debug for FrameView {
         d.field("ethertype", &format_args!("{:#06x}", self.ethertype)).field("vlan", &self.vlan).field("ipv4", &self.ipv4).finish()
     }
 }
+
+#[cfg(test)]
+mod tests;

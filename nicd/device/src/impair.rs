@@ -102,7 +102,10 @@ pub struct Impair {
     limit: u64,
     pacer: Pacer,
     loss: Bernoulli,
+    /// Latest release given; none is given before it.
     last: Instant,
+    /// What is released until then had left the queue at an earlier change.
+    flying: Instant,
 }
 
 impl Impair {
@@ -113,7 +116,8 @@ impl Impair {
     pub fn new(params: Impairment, seed: u64) -> Result<Self, BadLoss> {
         params.validate()?;
         let loss = Bernoulli::new(params.loss, stream_seed(seed, Stream::Loss));
-        Ok(Self { params, limit: params.limit(), pacer: Pacer::new(params.rate_bps), loss, last: Instant(0) })
+        let pacer = Pacer::new(params.rate_bps);
+        Ok(Self { params, limit: params.limit(), pacer, loss, last: Instant(0), flying: Instant(0) })
     }
 
     /// The parameters in force.
@@ -163,7 +167,8 @@ impl Impair {
     /// [`BadLoss`], with everything as it was.
     pub fn reconfigure(&mut self, now: Instant, params: Impairment) -> Result<Retime, BadLoss> {
         params.validate()?;
-        let retime = Retime { now, from: self.params, to: params };
+        self.flying = self.flying.max(now.plus_nanos(self.params.delay_ns));
+        let retime = Retime { now, flying: self.flying, from: self.params, to: params };
         self.last = retime.apply(self.last);
         self.pacer.set_rate(now, params.rate_bps);
         self.loss.set_probability(params.loss);
@@ -176,6 +181,7 @@ impl Impair {
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Retime {
     now: Instant,
+    flying: Instant,
     from: Impairment,
     to: Impairment,
 }
@@ -183,14 +189,12 @@ pub struct Retime {
 impl Retime {
     /// The new release time of what was to be released at `release`. Monotonic.
     pub fn apply(&self, release: Instant) -> Instant {
-        // What is released at `flying` or before has left the queue.
-        let flying = self.now.plus_nanos(self.from.delay_ns);
-        if release <= flying || self.from.rate_bps == 0 {
+        if release <= self.flying || self.from.rate_bps == 0 {
             return release;
         }
-        let sent = self.now.plus_nanos(release.nanos_since(flying));
+        let sent = Instant(release.0.saturating_sub(self.from.delay_ns));
         let sent = Pacer::stretch(sent, self.now, self.from.rate_bps, self.to.rate_bps);
-        sent.plus_nanos(self.to.delay_ns).max(flying)
+        sent.plus_nanos(self.to.delay_ns).max(self.flying)
     }
 }
 
@@ -304,3 +308,6 @@ impl Bernoulli {
         self.threshold.is_some_and(|t| u128::from(self.rng.next_u64()) < t)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -45,5 +45,7 @@ pub mod moderation;
 pub mod offload;
 pub mod rss;
 pub mod switch;
+#[cfg(test)]
+mod testing;
 pub mod time;
 pub mod wire;

@@ -373,3 +373,6 @@ impl<'a> Segments<'a> {
         tcp[TCP_CSUM..TCP_CSUM + 2].copy_from_slice(&sum.finish().to_be_bytes());
     }
 }
+
+#[cfg(test)]
+mod tests;

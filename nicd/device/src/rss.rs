@@ -143,3 +143,95 @@ impl Rss {
         self.hash(frame).map_or(0, |hash| self.table[hash as usize % TABLE_LEN])
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::vec;
+    use alloc::vec::Vec;
+    use proptest::prelude::*;
+
+    type Vector = ([u8; 4], u16, [u8; 4], u16, u32, u32);
+
+    /// "Verifying the RSS hash calculation": source, destination, hash of the
+    /// addresses, hash of addresses and TCP ports.
+    const IPV4: [Vector; 5] = [
+        ([66, 9, 149, 187], 2794, [161, 142, 100, 80], 1766, 0x323e_8fc2, 0x51cc_c178),
+        ([199, 92, 111, 2], 14230, [65, 69, 140, 83], 4739, 0xd718_262a, 0xc626_b0ea),
+        ([24, 19, 198, 95], 12898, [12, 22, 207, 184], 38024, 0xd2d0_a5de, 0x5c2b_394a),
+        ([38, 27, 205, 30], 48228, [209, 142, 163, 6], 2217, 0x8298_9176, 0xafc7_327f),
+        ([153, 39, 163, 191], 44251, [202, 188, 127, 2], 1303, 0x5d18_09c5, 0x10e8_28a2),
+    ];
+
+    fn frame(v: &Vector, protocol: u8, fragment: bool) -> FrameView {
+        let mut b = vec![0; 14 + 20 + 20];
+        (b[12], b[13], b[14], b[23]) = (8, 0, 0x45, protocol);
+        b[20] = if fragment { 0x20 } else { 0x40 };
+        b[26..30].copy_from_slice(&v.0);
+        b[30..34].copy_from_slice(&v.2);
+        b[34..36].copy_from_slice(&v.1.to_be_bytes());
+        b[36..38].copy_from_slice(&v.3.to_be_bytes());
+        let mut view = FrameView::empty();
+        view.load_bytes(&b).unwrap();
+        view
+    }
+
+    #[test]
+    fn hashes_are_those_of_the_specification() {
+        let rss = Rss::new(8);
+        for v in &IPV4 {
+            assert_eq!(rss.hash(&frame(v, 6, false)), Some(v.5));
+            assert_eq!(rss.hash(&frame(v, 17, false)), Some(v.5));
+            assert_eq!(rss.hash(&frame(v, 1, false)), Some(v.4), "ICMP has no ports");
+            assert_eq!(rss.hash(&frame(v, 6, true)), Some(v.4), "nor has a fragment");
+        }
+    }
+
+    #[test]
+    fn longest_input_hashes_as_the_specification_says() {
+        // 3ffe:2501:200:1fff::7 port 2794 to 3ffe:2501:200:3::1 port 1766.
+        let words = [0x3ffe, 0x2501, 0x200, 0x1fff, 0, 0, 0, 7, 0x3ffe, 0x2501, 0x200, 3, 0, 0, 0, 1, 2794, 1766u16];
+        let input: Vec<u8> = words.iter().flat_map(|w| w.to_be_bytes()).collect();
+        let toeplitz = Toeplitz::new(&MICROSOFT_KEY);
+        assert_eq!((toeplitz.hash(&input[..32]), toeplitz.hash(&input)), (0x2cc1_8cd5, 0x4020_7d3d));
+    }
+
+    #[test]
+    fn queue_is_the_table_entry_of_the_low_bits() {
+        let mut rss = Rss::new(3);
+        let f = frame(&IPV4[0], 6, false);
+        assert_eq!(rss.queue(&f), (0x51cc_c178u32 % 128 % 3) as u16);
+        let mut table = [0; TABLE_LEN];
+        table[0x78] = 2;
+        rss.set_table(table).unwrap();
+        assert_eq!(rss.queue(&f), 2);
+        table[5] = 3;
+        assert_eq!(rss.set_table(table), Err(NoSuchQueue { queue: 3, pairs: 3 }));
+        assert_eq!(rss.table()[5], 0);
+        rss.set_pairs(0);
+        assert_eq!((rss.pairs(), rss.queue(&f)), (1, 0));
+    }
+
+    #[test]
+    fn what_is_not_ipv4_goes_to_queue_0() {
+        let mut view = FrameView::empty();
+        view.load_bytes(&[0xff; 60]).unwrap();
+        assert_eq!((Rss::new(8).hash(&view), Rss::new(8).queue(&view)), (None, 0));
+    }
+
+    /// The definition: for each set bit of the input, the key shifted to it.
+    fn by_definition(key: &[u8; KEY_LEN], input: &[u8]) -> u32 {
+        let key_bit = |i: usize| u32::from(key[i / 8] >> (7 - i % 8) & 1);
+        let window = |at: usize| (at..at + 32).fold(0, |w, i| w << 1 | key_bit(i));
+        let set = (0..input.len() * 8).filter(|&i| input[i / 8] >> (7 - i % 8) & 1 == 1);
+        set.fold(0, |h, i| h ^ window(i))
+    }
+
+    proptest! {
+        #[test]
+        fn table_look_up_equals_the_definition(key in prop::collection::vec(any::<u8>(), KEY_LEN), input in prop::collection::vec(any::<u8>(), 0..=INPUT_MAX)) {
+            let key: [u8; KEY_LEN] = key.try_into().unwrap();
+            prop_assert_eq!(Toeplitz::new(&key).hash(&input), by_definition(&key, &input));
+        }
+    }
+}

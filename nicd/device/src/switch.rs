@@ -264,3 +264,6 @@ impl Hasher for Folded {
         self.0
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -173,3 +173,72 @@ static CRC_TABLE: [u32; 256] = {
     }
     table
 };
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::vec::Vec;
+    use proptest::prelude::*;
+
+    #[test]
+    fn smallest_and_largest_frame_cost_84_and_1538_octet_times() {
+        assert_eq!((octets(42), octets(60), octets(1514)), (84, 84, 1538));
+        // 1,488,095 small frames a second fill a gigabit.
+        assert_eq!(serialisation_ns(84, 1_000_000_000), 672);
+        assert_eq!(serialisation_ns(1, 3), 2_666_666_667);
+        assert_eq!(serialisation_ns(1538, 0), 0);
+        assert_eq!(serialisation_ns(u64::MAX, 1), u64::MAX);
+    }
+
+    #[test]
+    fn idle_time_is_not_saved_up() {
+        let mut p = Pacer::new(8_000_000_000);
+        assert_eq!(p.send(Instant(0), 100), Instant(100));
+        assert_eq!(p.send(Instant(1000), 100), Instant(1100));
+        assert_eq!((p.backlog(Instant(1050)), p.backlog(Instant(1100))), (50, 0));
+    }
+
+    #[test]
+    fn fractions_of_a_nanosecond_are_carried() {
+        let mut p = Pacer::new(100_000_000_000);
+        let finish = (0..100).map(|_| p.send(Instant(0), 84)).last();
+        assert_eq!(finish, Some(Instant(672)), "6.72 ns each");
+    }
+
+    #[test]
+    fn far_end_of_time_saturates() {
+        let mut p = Pacer::new(1);
+        assert_eq!(p.send(Instant(5), u64::MAX), Instant(u64::MAX));
+        p.set_rate(Instant(5), u64::MAX);
+        assert_eq!(p.backlog(Instant(5)), 0, "at the new rate it is gone at once");
+    }
+
+    #[test]
+    fn crc_has_the_check_value_and_the_residue() {
+        assert_eq!(crc32(b"123456789"), 0xcbf4_3926);
+        assert!(!fcs_holds(b""));
+        assert!(fcs_holds(&0u32.to_le_bytes()), "the FCS of nothing is 0");
+    }
+
+    proptest! {
+        #[test]
+        fn fcs_tells_any_burst_of_up_to_32_bits(bytes in prop::collection::vec(any::<u8>(), 1..200), at in any::<usize>(), burst in 1u32..) {
+            let mut frame = bytes.clone();
+            frame.extend(crc32(&bytes).to_le_bytes());
+            prop_assert!(fcs_holds(&frame));
+            let at = at % (frame.len() - 3);
+            let damaged: Vec<u8> = frame[at..at + 4].iter().zip(burst.to_le_bytes()).map(|(a, b)| a ^ b).collect();
+            frame[at..at + 4].copy_from_slice(&damaged);
+            prop_assert!(!fcs_holds(&frame));
+        }
+
+        #[test]
+        fn crc_in_pieces_is_the_crc(bytes in prop::collection::vec(any::<u8>(), 0..200), cut in any::<usize>()) {
+            let (a, b) = bytes.split_at(cut % (bytes.len() + 1));
+            let mut crc = Crc32::new();
+            crc.add(a);
+            crc.add(b);
+            prop_assert_eq!(crc.finish(), crc32(&bytes));
+        }
+    }
+}
