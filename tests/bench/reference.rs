@@ -13,7 +13,7 @@ pub const SECONDS: &str = "2";
 pub fn veth_tcp(veth: &Veth) -> Result<f64> {
     let mut server = veth.command(1, "iperf3", &["-s", "-1", "--forceflush"]).stdout(Stdio::piped()).spawn()?;
     let mut lines = BufReader::new(server.stdout.take().context("server output")?).lines();
-    while let Some(line) = lines.next() {
+    for line in lines.by_ref() {
         if line?.contains("Server listening") {
             break;
         }
