@@ -16,7 +16,11 @@ extern crate alloc;
 mod atomics;
 
 pub mod cable;
+#[cfg(feature = "std")]
+pub mod doorbell;
 pub mod memory;
 pub mod packed;
 pub mod pool;
+#[cfg(feature = "std")]
+pub mod vhost_user;
 pub mod vnet;

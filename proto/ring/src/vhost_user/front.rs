@@ -1,0 +1,243 @@
+//! The front end: hostd's side of vhost-user, over the `vhost` crate's client.
+
+use super::state::NET_CONFIG_LEN;
+use crate::doorbell::Doorbell;
+use crate::memory::Region;
+use crate::packed::{Features, Layout, VringBase};
+use rustix::event::{PollFd, PollFlags, poll};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use vhost::vhost_user::message::{VhostUserConfigFlags, VhostUserHeaderFlag};
+use vhost::vhost_user::{Frontend, VhostUserFrontend, VhostUserProtocolFeatures as Protocol};
+use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
+use vmm_sys_util::eventfd::EventFd;
+
+/// Why a device cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum FrontError {
+    /// Nobody listens at the path, or the connection broke.
+    #[error("vhost-user socket: {0}")]
+    Socket(#[from] io::Error),
+    /// The device refused, or answered nonsense.
+    #[error("vhost-user request: {0}")]
+    Vhost(#[from] vhost::Error),
+    /// The device offers too little.
+    #[error("device offers features {0:#x}: packed rings, virtio 1 and protocol features are needed")]
+    Features(u64),
+    /// More rings than the device has, or an odd number of them.
+    #[error("{wanted} rings, of {max} that the device has")]
+    Rings {
+        /// Asked for.
+        wanted: usize,
+        /// The device's.
+        max: usize,
+    },
+    /// A heap region cannot be shared.
+    #[error("the region has no file descriptor to share")]
+    NotShared,
+}
+
+/// `virtio_net_config` as the device told it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DeviceConfig {
+    /// Ethernet address; `None` if not told.
+    pub mac: Option<[u8; 6]>,
+    /// MTU of the link; `None` if not told.
+    pub mtu: Option<u16>,
+    /// State of the link.
+    pub link_up: bool,
+    /// Pairs of queues, at least 1.
+    pub queue_pairs: u16,
+}
+
+/// The doorbells of one ring.
+#[derive(Debug)]
+pub struct VringBells {
+    /// To ring when the device wants to know of new chains.
+    pub kick: Doorbell,
+    /// Rung by the device when used chains wait.
+    pub call: Doorbell,
+    /// Rung by the device when the ring broke a rule and is dead.
+    pub err: Doorbell,
+}
+
+/// A connected device. Requests wait for their answer, without limit: the device is
+/// this node's own nicd, whose death ends the wait.
+pub struct FrontEnd {
+    vhost: Frontend,
+    /// The same socket, to watch for the hang-up.
+    socket: OwnedFd,
+    features: Features,
+    config: DeviceConfig,
+}
+
+impl FrontEnd {
+    /// Connects to the device at `path` and negotiates: of `wanted`, what it offers.
+    /// One attempt; `ConnectionRefused` and `NotFound` mean that it is not there yet.
+    ///
+    /// # Errors
+    /// [`FrontError`].
+    pub fn connect(path: &Path, wanted: Features) -> Result<Self, FrontError> {
+        Self::negotiate(UnixStream::connect(path)?, wanted)
+    }
+
+    /// As [`FrontEnd::connect`], over a connected socket.
+    ///
+    /// # Errors
+    /// [`FrontError`].
+    pub fn negotiate(socket: UnixStream, wanted: Features) -> Result<Self, FrontError> {
+        let watch = socket.as_fd().try_clone_to_owned()?;
+        // The limit on ring indices comes from the configuration space: what
+        // GET_QUEUE_NUM counts differs between back ends.
+        let mut vhost = Frontend::from_stream(socket, 256);
+        vhost.set_owner()?;
+        let offered = vhost.get_features()?;
+        let needed = Features::VERSION_1 | Features::RING_PACKED | Features::PROTOCOL_FEATURES;
+        let features = Features::from_bits_truncate(offered) & (wanted | needed);
+        if !features.contains(needed) {
+            return Err(FrontError::Features(offered));
+        }
+        let protocol = vhost.get_protocol_features()?;
+        vhost.set_protocol_features(protocol & (Protocol::MQ | Protocol::CONFIG | Protocol::REPLY_ACK))?;
+        if protocol.contains(Protocol::REPLY_ACK) {
+            vhost.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
+        }
+        vhost.set_features(features.bits())?;
+        let config = if protocol.contains(Protocol::CONFIG) {
+            Self::read_config(&mut vhost, features)?
+        } else {
+            DeviceConfig { mac: None, mtu: None, link_up: true, queue_pairs: 1 }
+        };
+        Ok(Self { vhost, socket: watch, features, config })
+    }
+
+    fn read_config(vhost: &mut Frontend, features: Features) -> Result<DeviceConfig, FrontError> {
+        let ask = [0u8; NET_CONFIG_LEN];
+        let (_, space) = vhost.get_config(0, NET_CONFIG_LEN as u32, VhostUserConfigFlags::WRITABLE, &ask)?;
+        let le = |i: usize| u16::from_le_bytes([space[i], space[i + 1]]);
+        let has = |f| features.contains(f);
+        let mac = space[..6].try_into().expect("six octets");
+        Ok(DeviceConfig {
+            mac: has(Features::MAC).then_some(mac),
+            mtu: has(Features::MTU).then(|| le(10)),
+            link_up: !has(Features::STATUS) || le(6) & 1 != 0,
+            queue_pairs: if has(Features::MQ) { le(8).clamp(1, 128) } else { 1 },
+        })
+    }
+
+    /// Negotiated features: what both queues' constructors take.
+    pub fn features(&self) -> Features {
+        self.features
+    }
+
+    /// The device's configuration, read when connecting.
+    pub fn config(&self) -> DeviceConfig {
+        self.config
+    }
+
+    /// Reads the configuration again (the link may have changed).
+    ///
+    /// # Errors
+    /// [`FrontError`].
+    pub fn refresh_config(&mut self) -> Result<DeviceConfig, FrontError> {
+        self.config = Self::read_config(&mut self.vhost, self.features)?;
+        Ok(self.config)
+    }
+
+    /// Shares `region` (guest physical addresses are offsets in it) and starts the rings
+    /// of `layouts`: receive and transmit of pair 0, of pair 1 … Their words must be
+    /// clear ([`crate::packed::DriverQueue::new`] does it). The first `enabled` pairs are
+    /// enabled; [`FrontEnd::enable`] switches.
+    ///
+    /// # Errors
+    /// [`FrontError`]; the connection is then of no more use.
+    pub fn start(&mut self, region: &Region, layouts: &[Layout], enabled: u16) -> Result<Vec<VringBells>, FrontError> {
+        let max = usize::from(self.config.queue_pairs) * 2;
+        if layouts.is_empty() || layouts.len() % 2 != 0 || layouts.len() > max {
+            return Err(FrontError::Rings { wanted: layouts.len(), max });
+        }
+        let base = region.base().as_ptr().addr() as u64;
+        let table = VhostUserMemoryRegionInfo {
+            guest_phys_addr: 0,
+            memory_size: region.len() as u64,
+            userspace_addr: base,
+            mmap_offset: 0,
+            mmap_handle: region.fd().ok_or(FrontError::NotShared)?.as_raw_fd(),
+        };
+        self.vhost.set_mem_table(&[table])?;
+        let bells = layouts.iter().enumerate().map(|(i, layout)| self.start_vring(i, layout, base)).collect::<Result<_, _>>()?;
+        for pair in 0..enabled.min((layouts.len() / 2) as u16) {
+            self.enable(2 * pair, true)?;
+            self.enable(2 * pair + 1, true)?;
+        }
+        Ok(bells)
+    }
+
+    fn start_vring(&mut self, index: usize, layout: &Layout, base: u64) -> Result<VringBells, FrontError> {
+        let bells = VringBells { kick: Doorbell::new()?, call: Doorbell::new()?, err: Doorbell::new()? };
+        self.vhost.set_vring_num(index, layout.size)?;
+        self.vhost.set_vring_base(index, FRESH)?;
+        let addrs = VringConfigData {
+            queue_max_size: Layout::MAX_SIZE,
+            queue_size: layout.size,
+            flags: 0,
+            desc_table_addr: base + layout.desc,
+            used_ring_addr: base + layout.device,
+            avail_ring_addr: base + layout.driver,
+            log_addr: None,
+        };
+        self.vhost.set_vring_addr(index, &addrs)?;
+        self.vhost.set_vring_call(index, &event_fd(&bells.call)?)?;
+        self.vhost.set_vring_err(index, &event_fd(&bells.err)?)?;
+        self.vhost.set_vring_kick(index, &event_fd(&bells.kick)?)?;
+        Ok(bells)
+    }
+
+    /// Lets frames pass through ring `index`, or not.
+    ///
+    /// # Errors
+    /// [`FrontError`].
+    pub fn enable(&mut self, index: u16, on: bool) -> Result<(), FrontError> {
+        Ok(self.vhost.set_vring_enable(index.into(), on)?)
+    }
+
+    /// Stops ring `index`; where it stood.
+    ///
+    /// # Errors
+    /// [`FrontError`].
+    pub fn stop(&mut self, index: u16) -> Result<VringBase, FrontError> {
+        Ok(VringBase::from_bits(self.vhost.get_vring_base(index.into())?))
+    }
+
+    /// True once the device is gone. To be asked when the descriptor is readable or hung
+    /// up: outside of requests the device has nothing to say.
+    pub fn hung_up(&self) -> bool {
+        let mut fds = [PollFd::new(&self.socket, PollFlags::RDHUP)];
+        let gone = PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR;
+        poll(&mut fds, Some(&rustix::time::Timespec::default())).is_ok_and(|n| n > 0) && fds[0].revents().intersects(gone)
+    }
+}
+
+impl AsFd for FrontEnd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+impl std::fmt::Debug for FrontEnd {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("FrontEnd").field("features", &self.features).field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
+/// Base of a ring that was never used: index 0, wrap counter 1.
+const FRESH: u16 = 1 << 15;
+
+/// A second handle in the type that the `vhost` crate takes.
+fn event_fd(bell: &Doorbell) -> io::Result<EventFd> {
+    let fd = OwnedFd::from(bell.try_clone()?).into_raw_fd();
+    // SAFETY: the descriptor was just released by its only owner, and is an eventfd.
+    Ok(unsafe { EventFd::from_raw_fd(fd) })
+}
