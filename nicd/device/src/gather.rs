@@ -213,6 +213,13 @@ mod tests {
 
     proptest! {
         #[test]
+        fn checksum_does_not_depend_on_where_it_was_cut(parts in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..20), 0..10)) {
+            let mut sum = Checksum::default();
+            parts.iter().for_each(|part| sum.add(part));
+            prop_assert_eq!(sum.finish(), !fold(checksum_add(&parts.concat(), 0)));
+        }
+
+        #[test]
         fn copy_in_pieces_equals_copy_in_one_and_so_does_its_checksum(
             bytes in prop::collection::vec(any::<u8>(), 0..3000),
             src_cuts in prop::collection::vec(0usize..700, 1..8),

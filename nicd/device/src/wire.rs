@@ -203,6 +203,8 @@ mod tests {
         let mut p = Pacer::new(100_000_000_000);
         let finish = (0..100).map(|_| p.send(Instant(0), 84)).last();
         assert_eq!(finish, Some(Instant(672)), "6.72 ns each");
+        p.send(Instant(1000), 84);
+        assert_eq!(p.send(Instant(2000), 84), Instant(2006), "but not over idle time");
     }
 
     #[test]

@@ -121,6 +121,19 @@ fn waiting_frames_leave_at_the_new_rate_and_flying_ones_arrive_as_they_would_hav
 }
 
 #[test]
+fn second_change_leaves_alone_what_was_in_flight_at_the_first() {
+    let params = |delay_ns| Impairment { delay_ns, rate_bps: 8_000_000, ..Impairment::default() };
+    let (mut wire, mut line) = (impair(params(1000 * MS)), DelayLine::new());
+    let Verdict::Deliver(at) = wire.admit(Instant(0), 1000) else { panic!("dropped") };
+    line.push(at, ());
+    for (now, delay_ns) in [(10 * MS, 0), (20 * MS, 5 * MS)] {
+        let slower = Impairment { rate_bps: 8000, ..params(delay_ns) };
+        line.retime(&wire.reconfigure(Instant(now), slower).unwrap());
+        assert_eq!(line.next_due(), Some(Instant(1001 * MS)));
+    }
+}
+
+#[test]
 fn lifting_the_rate_empties_the_queue_at_once() {
     let (mut wire, mut line) = (impair(Impairment { rate_bps: 8000, ..Impairment::default() }), DelayLine::new());
     for i in 0..3 {

@@ -289,6 +289,17 @@ impl BadGso {
 }
 
 #[test]
+fn checksum_field_may_end_with_the_frame_and_start_behind_the_ethernet_header() {
+    let frame = [0; 60];
+    let at = |start, offset| {
+        check(&VnetHdr { flags: F_NEEDS_CSUM, csum_start: start, csum_offset: offset, ..VnetHdr::default() }, &view(&frame))
+    };
+    assert!(at(14, 44).is_ok() && at(58, 0).is_ok());
+    assert_eq!(at(14, 45), Err(BadGso::CsumOutside { start: 14, offset: 45, len: 60 }));
+    assert_eq!(at(13, 0), Err(BadGso::CsumOutside { start: 13, offset: 0, len: 60 }));
+}
+
+#[test]
 fn udp_checksum_that_comes_out_as_zero_is_sent_as_ones() {
     let mut frame = vec![0u8; 14 + 20 + 8 + 2];
     (frame[12], frame[14], frame[23]) = (8, 0x45, 17);

@@ -103,6 +103,18 @@ fn full_table_learns_nothing_new_until_an_entry_ages() {
 }
 
 #[test]
+fn full_table_is_searched_for_aged_entries_once_a_second() {
+    let mut s = Switch::new(3, SwitchParams { ageing: Duration::from_millis(10), max_entries: 1 }, 7);
+    s.forward(Instant(0), P0, Mac::BROADCAST, A);
+    s.forward(Instant(SEC), P0, Mac::BROADCAST, B);
+    assert_eq!(s.unlearned(), 0);
+    s.forward(Instant(2 * SEC - 1), P0, Mac::BROADCAST, C);
+    assert_eq!(s.unlearned(), 1);
+    s.forward(Instant(2 * SEC), P0, Mac::BROADCAST, C);
+    assert_eq!((s.unlearned(), s.fdb(Instant(2 * SEC)).len()), (1, 1));
+}
+
+#[test]
 fn listing_is_sorted_and_dated() {
     let mut s = switch();
     for (at, port, mac) in [(1, P2, C), (2, P0, A), (3, P1, B)] {
