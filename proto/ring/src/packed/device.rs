@@ -67,8 +67,10 @@ pub struct DeviceQueue {
     used: Position,
     /// Descriptors taken and not returned.
     in_flight: u16,
-    /// First descriptor of the unpublished batch, and its flags word.
-    staged: Option<(Position, Meta)>,
+    /// Up to here the driver sees used descriptors; from here to `used` they are staged.
+    published: Position,
+    /// Second half of the descriptor at `published`, if staged.
+    head: Meta,
     /// Descriptors published since the last `needs_call`.
     moved: u16,
     /// Event word as last written; `None` before.
@@ -102,7 +104,8 @@ impl DeviceQueue {
             avail: Position::START,
             used: Position::START,
             in_flight: 0,
-            staged: None,
+            published: Position::START,
+            head: Meta::new(0, 0, 0),
             moved: 0,
             event: None,
             failed: None,
@@ -118,8 +121,8 @@ impl DeviceQueue {
         if base.used.index >= self.size {
             return Err(RingError::IndexBeyondRing(base.used.index));
         }
-        (self.avail, self.used) = (base.used, base.used);
-        (self.in_flight, self.moved, self.staged) = (0, 0, None);
+        (self.avail, self.used, self.published) = (base.used, base.used, base.used);
+        (self.in_flight, self.moved) = (0, 0);
         Ok(())
     }
 
@@ -277,10 +280,10 @@ impl DeviceQueue {
         assert!(descs <= self.in_flight, "only what was popped is returned");
         let flags = if len > 0 { WRITE } else { 0 };
         let meta = Meta::used(len, id, flags, self.used.wrap);
-        if self.staged.is_some() {
-            self.ring.set_meta(self.used.index, meta, Ordering::Relaxed);
+        if self.used == self.published {
+            self.head = meta;
         } else {
-            self.staged = Some((self.used, meta));
+            self.ring.set_meta(self.used.index, meta, Ordering::Relaxed);
         }
         self.used = self.used.advance(descs, self.size);
         self.in_flight -= descs;
@@ -290,10 +293,11 @@ impl DeviceQueue {
     /// Shows the driver what was returned.
     #[inline]
     pub fn publish(&mut self) {
-        if let Some((at, meta)) = self.staged.take() {
+        if self.published != self.used {
             // Release pairs with the driver's Acquire of the same flags: frames and the
             // batch's other descriptors before its first flags.
-            self.ring.set_meta(at.index, meta, Ordering::Release);
+            self.ring.set_meta(self.published.index, self.head, Ordering::Release);
+            self.published = self.used;
         }
     }
 

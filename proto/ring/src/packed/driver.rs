@@ -4,6 +4,7 @@ use super::desc::{EventMode, Features, INDIRECT, Layout, Meta, NEXT, Position, R
 use crate::atomics::{Ordering, fence};
 use crate::memory::Region;
 use alloc::vec::Vec;
+use core::mem::MaybeUninit;
 
 /// Too few free descriptors for the chain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -29,8 +30,10 @@ pub struct DriverQueue<T> {
     free_ids: Vec<u16>,
     /// By id.
     chains: Vec<InFlight<T>>,
-    /// First descriptor of the unpublished batch, and its flags word.
-    staged: Option<(Position, Meta)>,
+    /// Up to here the device sees descriptors; from here to `avail` they are staged.
+    published: Position,
+    /// Second half of the descriptor at `published`, if staged.
+    head: Meta,
     /// Descriptors published since the last `needs_kick`.
     added: u16,
     /// Event word as last written.
@@ -41,11 +44,27 @@ pub struct DriverQueue<T> {
 
 #[derive(Debug)]
 struct InFlight<T> {
-    token: Option<T>,
-    /// Descriptors of the ring that it takes.
+    /// Initialised while `descs` is not 0.
+    token: MaybeUninit<T>,
+    /// Descriptors of the ring that it takes; 0: the id is free.
     descs: u16,
     /// Octets that the device may write.
     writable: u32,
+}
+
+impl<T> InFlight<T> {
+    #[inline]
+    fn take(&mut self) -> Option<(T, u16)> {
+        let descs = core::mem::take(&mut self.descs);
+        // SAFETY: not 0, so the token is initialised; now 0, so it is not read again.
+        (descs != 0).then(|| (unsafe { self.token.assume_init_read() }, descs))
+    }
+}
+
+impl<T> Drop for InFlight<T> {
+    fn drop(&mut self) {
+        drop(self.take());
+    }
 }
 
 /// Chains of more segments than this go through an indirect table.
@@ -80,8 +99,9 @@ impl<T> DriverQueue<T> {
             used: Position::START,
             free: size,
             free_ids: (0..size).rev().collect(),
-            chains: (0..size).map(|_| InFlight { token: None, descs: 0, writable: 0 }).collect(),
-            staged: None,
+            chains: (0..size).map(|_| InFlight { token: MaybeUninit::uninit(), descs: 0, writable: 0 }).collect(),
+            published: Position::START,
+            head: Meta::new(0, 0, 0),
             added: 0,
             event: EventMode::Enable,
             tables: None,
@@ -175,7 +195,10 @@ impl<T> DriverQueue<T> {
     #[inline]
     fn take_id(&mut self, token: T, descs: u16, writable: u32) -> u16 {
         let id = self.free_ids.pop().expect("an id for every free descriptor");
-        self.chains[usize::from(id)] = InFlight { token: Some(token), descs, writable };
+        let chain = &mut self.chains[usize::from(id)];
+        debug_assert_eq!(chain.descs, 0, "a free id has no token");
+        chain.token.write(token);
+        (chain.descs, chain.writable) = (descs, writable);
         self.free -= descs;
         id
     }
@@ -185,10 +208,10 @@ impl<T> DriverQueue<T> {
     fn write(&mut self, addr: u64, len: u32, id: u16, flags: u16) {
         let meta = Meta::available(len, id, flags, self.avail.wrap);
         self.ring.set_addr(self.avail.index, addr);
-        if self.staged.is_some() {
-            self.ring.set_meta(self.avail.index, meta, Ordering::Relaxed);
+        if self.avail == self.published {
+            self.head = meta;
         } else {
-            self.staged = Some((self.avail, meta));
+            self.ring.set_meta(self.avail.index, meta, Ordering::Relaxed);
         }
         self.avail = self.avail.advance(1, self.size);
         self.added = self.added.saturating_add(1);
@@ -197,10 +220,11 @@ impl<T> DriverQueue<T> {
     /// Shows the device what was staged.
     #[inline]
     pub fn publish(&mut self) {
-        if let Some((at, meta)) = self.staged.take() {
+        if self.published != self.avail {
             // Release pairs with the device's Acquire of the same flags: buffers,
             // addresses and the batch's other descriptors before its first flags.
-            self.ring.set_meta(at.index, meta, Ordering::Release);
+            self.ring.set_meta(self.published.index, self.head, Ordering::Release);
+            self.published = self.avail;
         }
     }
 
@@ -224,8 +248,7 @@ impl<T> DriverQueue<T> {
         if len > capacity {
             return Err(self.fail(RingError::UsedLength { len, capacity }));
         }
-        let Some(token) = chain.token.take() else { return Err(self.fail(RingError::UnknownId(id))) };
-        let descs = chain.descs;
+        let Some((token, descs)) = chain.take() else { return Err(self.fail(RingError::UnknownId(id))) };
         self.used = self.used.advance(descs, self.size);
         self.free += descs;
         self.free_ids.push(id);
@@ -235,8 +258,7 @@ impl<T> DriverQueue<T> {
     /// Nothing used: the descriptor must be as this side wrote it.
     #[inline]
     fn check_idle(&mut self, meta: Meta) -> Result<Option<(T, u32)>, RingError> {
-        let published = self.free < self.size && self.staged.is_none_or(|(at, _)| at.index != self.used.index);
-        if published && !meta.is_of_lap(self.used.wrap) {
+        if self.used != self.published && !meta.is_of_lap(self.used.wrap) {
             return Err(self.fail(RingError::WrapBit(self.used.index)));
         }
         Ok(None)
@@ -307,7 +329,7 @@ impl<T> DriverQueue<T> {
 
     /// Gives back all tokens, for a device that is gone. The queue must not be used any more.
     pub fn drain(&mut self) -> impl Iterator<Item = T> + '_ {
-        self.chains.iter_mut().filter_map(|c| c.token.take())
+        self.chains.iter_mut().filter_map(|c| Some(c.take()?.0))
     }
 
     #[cold]

@@ -155,7 +155,7 @@ impl FrontEnd {
     /// [`FrontError`]; the connection is then of no more use.
     pub fn start(&mut self, region: &Region, layouts: &[Layout], enabled: u16) -> Result<Vec<VringBells>, FrontError> {
         let max = usize::from(self.config.queue_pairs) * 2;
-        if layouts.is_empty() || layouts.len() % 2 != 0 || layouts.len() > max {
+        if layouts.is_empty() || !layouts.len().is_multiple_of(2) || layouts.len() > max {
             return Err(FrontError::Rings { wanted: layouts.len(), max });
         }
         let base = region.base().as_ptr().addr() as u64;
