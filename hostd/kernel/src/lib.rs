@@ -18,7 +18,9 @@ pub mod ip;
 pub mod raw;
 pub mod skb;
 pub mod sock;
+pub mod stat;
 pub mod syscall;
+pub mod sysctl;
 pub mod tcp;
 pub mod time;
 pub mod timer;
@@ -30,13 +32,16 @@ pub mod wait;
 
 use alloc::boxed::Box;
 use alloc::collections::VecDeque;
+use alloc::vec::Vec;
+use core::net::Ipv4Addr;
 use cpu::sched::TaskId;
-use dev::net_device::IfIndex;
-use ringlab_counters::{CopyCounters, DropCounters, DropReason, MibCounters};
+use dev::net_device::{DeviceConfig, IfIndex};
+use ringlab_counters::{CopyCounters, CopyKind, DropCounters, DropReason, Mib, MibCounters};
 use ringlab_ring::pool::Pool;
 use skb::{SkBuff, SkbCache};
 use syscall::{Call, Ret};
 use time::Instant;
+use timer::TimerKey;
 use trace::{Point, Record, Trace};
 use uaccess::UserMemory;
 
@@ -68,7 +73,7 @@ pub enum Effect {
 pub struct Config {
     /// Every random choice derives from it.
     pub seed: u64,
-    /// Modelled CPUs, 1 to 64.
+    /// Modelled CPUs, 1 to 64; anything else is brought into that range.
     pub cpus: u16,
     /// Forward packets (kind `router`).
     pub ip_forward: bool,
@@ -100,20 +105,158 @@ pub struct Kernel {
     pub(crate) tasks: cpu::sched::Tasks,
     pub(crate) vfs: vfs::Vfs,
     pub(crate) epolls: wait::Epolls,
+    pub(crate) sysctl: sysctl::Sysctls,
     pub(crate) mib: MibCounters,
     pub(crate) drops: DropCounters,
     pub(crate) copies: CopyCounters,
     pub(crate) tracer: Trace,
     pub(crate) effects: VecDeque<Effect>,
+    /// Charges to give back to sockets that were out of the table when their packet was freed.
+    wfree_later: Vec<(u32, u32)>,
 }
 
+/// Rounds of softirqs and tasks in one [`Kernel::handle`] before the rest waits for the next.
+const MAX_ROUNDS: usize = 16;
+
 impl Kernel {
+    /// A host that has just been powered on: `lo` is up, nothing else is there.
+    pub fn new(mut config: Config, mem: Box<dyn UserMemory>) -> Self {
+        config.cpus = config.cpus.clamp(1, 64);
+        let mut kernel = Self {
+            now: Instant::default(),
+            rng: rand_pcg::Pcg32::new(config.seed, 0x5851_f42d_4c95_7f2d),
+            mem,
+            skbs: SkbCache::default(),
+            this_cpu: 0,
+            cpus: cpu::Cpus::new(config.cpus),
+            timers: timer::Timers::default(),
+            devs: dev::Devices::default(),
+            neigh: ether::NeighTable::default(),
+            fib: ip::Fib::default(),
+            frags: ip::Reassembly::default(),
+            icmp: ip::IcmpState::default(),
+            socks: sock::Socks::default(),
+            tcp: tcp::TcpTable::default(),
+            udp: udp::UdpTable::default(),
+            raw: raw::RawTable::default(),
+            tasks: cpu::sched::Tasks::default(),
+            vfs: vfs::Vfs::default(),
+            epolls: wait::Epolls::default(),
+            sysctl: sysctl::Sysctls::default(),
+            mib: MibCounters::default(),
+            drops: DropCounters::default(),
+            copies: CopyCounters::default(),
+            tracer: Trace::default(),
+            effects: VecDeque::new(),
+            wfree_later: Vec::new(),
+            config,
+        };
+        kernel.sysctl.ip_forward = kernel.config.ip_forward.into();
+        kernel.icmp.seed(&mut kernel.rng);
+        kernel.loopback_init();
+        kernel
+    }
+
+    /// Adds an interface, brings it up, and adds its connected routes.
+    pub fn add_device(&mut self, device: DeviceConfig) -> IfIndex {
+        self.register_netdev(device)
+    }
+
+    /// Adds a route: `via` unspecified means that the destination is on the link of `dev`.
+    ///
+    /// # Errors
+    /// `EINVAL` for a prefix with host bits set or longer than 32, `ENODEV` for an interface that does
+    /// not exist, `ENETUNREACH` if the gateway is not on a link, `EEXIST` for a route of the same prefix and metric.
+    pub fn add_route(&mut self, prefix: (Ipv4Addr, u8), via: Ipv4Addr, dev: Option<IfIndex>, metric: u32) -> Result<(), errno::Errno> {
+        self.fib_add_route(prefix, via, dev.map_or(0, |d| d.0), metric)
+    }
+
+    /// Feeds one input; `now` never decreases. Then drain [`Self::poll_effect`].
+    pub fn handle(&mut self, now: Instant, event: Event) {
+        self.now = self.now.max(now);
+        match event {
+            Event::Interrupt(dev, queue) => self.do_irq(dev, queue),
+            Event::Carrier(dev, on) => self.netif_carrier(dev, on),
+            Event::Syscall(task, call) => self.do_syscall(task, call),
+            Event::Signal(task) => self.signal_task(task),
+            Event::Timer => {}
+        }
+        self.run_local_timers();
+        self.run_ksoftirqd();
+        for _ in 0..MAX_ROUNDS {
+            self.schedule();
+            if !self.run_pending_softirqs() {
+                break;
+            }
+        }
+        self.wfree_deferred();
+        self.ring_doorbells();
+    }
+
+    /// Takes the oldest effect.
+    pub fn poll_effect(&mut self) -> Option<Effect> {
+        self.effects.pop_front()
+    }
+
+    /// When to send [`Event::Timer`]; `None` if idle. Work left over is due at once.
+    pub fn poll_timeout(&mut self) -> Option<Instant> {
+        if self.softirq_pending_anywhere() || self.tasks_runnable() {
+            return Some(self.now);
+        }
+        self.timers.next()
+    }
+
+    /// Records events at `points` (all, if there are none), keeping the last `capacity`.
+    pub fn trace_enable(&mut self, points: &[Point], capacity: usize) {
+        self.tracer.enable(points, capacity);
+    }
+
+    /// Stops recording and forgets what was not taken.
+    pub fn trace_disable(&mut self) {
+        self.tracer.disable();
+    }
+
+    /// Takes the oldest recorded event.
+    pub fn trace_pop(&mut self) -> Option<Record> {
+        self.tracer.pop()
+    }
+
+    /// Events lost since the last call because nobody took them in time.
+    pub fn trace_lost(&mut self) -> u64 {
+        self.tracer.take_lost()
+    }
+
+    /// Hands a timer that is due to whoever set it.
+    fn on_timer(&mut self, key: TimerKey) {
+        match key {
+            TimerKey::TcpWrite(_) | TimerKey::TcpDelack(_) | TimerKey::TcpKeepalive(_) | TimerKey::TcpPace(_) | TimerKey::TcpMini(_) => {
+                self.tcp_timer(key);
+            }
+            TimerKey::Neigh(n) => self.neigh_timer(n),
+            TimerKey::NeighGc => self.neigh_periodic_work(),
+            TimerKey::Frag(queue) => self.ip_expire(queue),
+            TimerKey::Task(task) => self.task_timeout(task),
+        }
+    }
+
     /// Records a trace event if somebody listens to it.
     #[inline]
     pub(crate) fn trace(&mut self, point: Point, skb: u64, args: [u64; 4]) {
         if self.tracer.enabled(point) {
             self.tracer.push(Record { time: self.now, cpu: self.this_cpu, point, skb, args });
         }
+    }
+
+    /// Counts one of `/proc/net/snmp` or `/proc/net/netstat`.
+    #[inline]
+    pub(crate) fn inc(&mut self, mib: Mib) {
+        self.mib.inc(mib);
+    }
+
+    /// Counts a copy of frame bytes that is neither the sender's nor the receiver's.
+    pub(crate) fn count_copy(&mut self, octets: u32) {
+        self.copies.inc(CopyKind::Other);
+        self.copies.add(CopyKind::OtherBytes, u64::from(octets));
     }
 
     /// An empty packet (Linux `alloc_skb`, without the data).
@@ -123,10 +266,7 @@ impl Kernel {
 
     /// A packet that shares the data of `skb` (Linux `skb_clone`).
     pub(crate) fn skb_clone(&mut self, skb: &SkBuff) -> Box<SkBuff> {
-        let id = skb.id;
-        let mut clone = skb.clone_into(self.skbs.get());
-        clone.id = id;
-        clone
+        skb.clone_into(self.skbs.get())
     }
 
     /// Frees a packet that has done its work (Linux `consume_skb`).
@@ -142,10 +282,29 @@ impl Kernel {
         self.free_skb(skb);
     }
 
-    fn free_skb(&mut self, skb: Box<SkBuff>) {
-        if skb.owner != 0 {
-            self.sock_wfree(skb.owner, skb.truesize);
-        }
+    fn free_skb(&mut self, mut skb: Box<SkBuff>) {
+        self.skb_orphan(&mut skb);
         self.skbs.put(skb);
+    }
+
+    /// Gives the packet's charge back to the socket that paid (Linux `skb_orphan`). A socket that is
+    /// out of the table, as the sender's is all the way to the driver, gets it when no socket is out.
+    pub(crate) fn skb_orphan(&mut self, skb: &mut SkBuff) {
+        let owner = core::mem::take(&mut skb.owner);
+        if owner == 0 {
+            return;
+        }
+        if self.socks.get(sock::SockId(owner)).is_some() {
+            self.sock_wfree(owner, skb.truesize);
+        } else {
+            self.wfree_later.push((owner, skb.truesize));
+        }
+    }
+
+    /// Gives back the charges that had to wait. No socket is out.
+    pub(crate) fn wfree_deferred(&mut self) {
+        while let Some((owner, truesize)) = self.wfree_later.pop() {
+            self.sock_wfree(owner, truesize);
+        }
     }
 }

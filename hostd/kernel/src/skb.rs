@@ -47,10 +47,10 @@ pub enum Checksum {
     None,
     /// Receive: the device, or a peer on the same wire, vouches for it (`CHECKSUM_UNNECESSARY`).
     Unnecessary,
-    /// Transmit: the device completes it from `start` (offset from the frame's first octet)
-    /// and stores it at `start + offset`; the field holds the pseudo-header sum (`CHECKSUM_PARTIAL`).
+    /// Transmit: the device completes it from `start` to the end and stores it at `start + offset`; the field holds the pseudo-header sum (`CHECKSUM_PARTIAL`).
     Partial {
-        /// From the start of the frame (on transmit: from the start of the current data).
+        /// Receive: from the network header. Transmit: from the start of the current data; IP and
+        /// Ethernet move it when they push their headers ([`SkBuff::shift_csum`]).
         start: u16,
         /// From `start`.
         offset: u16,
@@ -82,6 +82,8 @@ pub enum PacketType {
     OtherHost,
     /// Sent by us.
     Outgoing,
+    /// Sent by us to all or to a group, and looped back.
+    Loopback,
 }
 
 /// What IP found in the header (Linux `IPCB` plus the header fields that upper layers ask for).
@@ -171,6 +173,8 @@ pub struct SkBuff {
     pub truesize: u32,
     /// `SO_PRIORITY`, for `pfifo_fast`.
     pub priority: u32,
+    /// `IP_MULTICAST_LOOP` is off: members on this host do not get it.
+    pub mc_loop_off: bool,
     /// When it arrived.
     pub tstamp: Instant,
     /// IP's findings.
@@ -301,7 +305,8 @@ impl SkBuff {
         true
     }
 
-    /// Moves the start over a header (Linux `skb_pull`).
+    /// Moves the start over a header (Linux `skb_pull`). The first fragment stays, even if empty, so that
+    /// [`Self::unpull`] finds the headers that lay in it.
     ///
     /// # Errors
     /// [`Short`] if there are fewer octets; nothing is changed then.
@@ -310,19 +315,22 @@ impl SkBuff {
             return Err(Short);
         }
         let mut left = n;
+        let mut beyond = false;
         let mut gone = 0;
-        for f in &mut self.frags {
+        for (i, f) in self.frags.iter_mut().enumerate() {
             let take = left.min(f.len);
             f.off += take;
             f.len -= take;
             left -= take;
+            beyond |= i > 0 && take > 0;
             if f.len > 0 || left == 0 {
                 break;
             }
-            gone += 1;
+            gone = i;
         }
-        if gone > 0 && gone < self.frags.len() {
-            self.frags.drain(..gone);
+        if beyond {
+            // What lay before is not contiguous with what was pulled now: no way back.
+            self.frags.drain(..gone.max(1));
             self.network_back = 0;
             self.mac_back = 0;
         } else {
@@ -429,22 +437,72 @@ impl SkBuff {
         to.frags.extend(self.frags.iter().cloned());
         to.len = self.len;
         to.id = self.id;
+        to.truesize = self.truesize;
+        to.tcp = self.tcp;
+        to.gso = self.gso;
+        to.csum = self.csum;
+        to.network_back = self.network_back;
+        to.mac_back = self.mac_back;
+        self.clone_metadata_to(&mut to);
+        to
+    }
+
+    /// Copies what is known of the packet apart from its data, its charge, and how to cut and sum it
+    /// (Linux `__copy_skb_header`).
+    pub fn clone_metadata_to(&self, to: &mut SkBuff) {
         to.dev = self.dev;
         to.queue = self.queue;
         to.protocol = self.protocol;
         to.pkt_type = self.pkt_type;
-        to.csum = self.csum;
-        to.gso = self.gso;
         to.hash = self.hash;
-        to.owner = 0;
-        to.truesize = self.truesize;
         to.priority = self.priority;
+        to.mc_loop_off = self.mc_loop_off;
         to.tstamp = self.tstamp;
         to.ip = self.ip;
-        to.tcp = self.tcp;
-        to.network_back = self.network_back;
-        to.mac_back = self.mac_back;
-        to
+    }
+
+    /// Appends `len` octets at `off` to `to`, sharing the data. Octets beyond [`MAX_SKB_FRAGS`] fragments of `to` are left out.
+    pub fn share_into(&self, off: u32, len: u32, to: &mut SkBuff) {
+        let (mut skip, mut left) = (off, len.min(self.len.saturating_sub(off)));
+        for f in &self.frags {
+            if left == 0 {
+                break;
+            }
+            if skip >= f.len {
+                skip -= f.len;
+                continue;
+            }
+            let n = left.min(f.len - skip);
+            to.append(Frag { buf: f.buf.clone(), off: f.off + skip, len: n });
+            skip = 0;
+            left -= n;
+        }
+    }
+
+    /// Moves all octets into `buf` at `off`: one fragment (Linux `skb_linearize`). The caller counts the copy.
+    ///
+    /// # Panics
+    /// If they do not fit.
+    pub fn replace_data(&mut self, buf: Buf, off: u32) {
+        let mut at = off;
+        self.for_each(0, self.len, |s| {
+            s.copy_to(&buf.slice(at, s.len() as u32));
+            at += s.len() as u32;
+        });
+        self.frags.clear();
+        self.frags.push(Frag { buf, off, len: self.len });
+        self.network_back = 0;
+        self.mac_back = 0;
+    }
+
+    /// The transport checksum starts `n` octets later (a header was pushed) or, negative, earlier (pulled).
+    pub fn shift_csum(&mut self, n: i32) {
+        if let Checksum::Partial { start, offset } = self.csum {
+            self.csum = match u16::try_from(i32::from(start) + n) {
+                Ok(start) => Checksum::Partial { start, offset },
+                Err(_) => Checksum::Unnecessary,
+            };
+        }
     }
 
     /// True if another packet holds (part of) the data.

@@ -33,8 +33,6 @@ pub enum TimerKey {
     Frag(u64),
     /// Time limit of a blocked call.
     Task(TaskId),
-    /// GRO flush of a device's queue.
-    Gro(u32, u16),
 }
 
 /// The pending timers.

@@ -33,4 +33,8 @@ impl Kernel {
     }
     /// Lets runnable tasks go on with their calls. No socket is out. Does nothing if none is.
     pub(crate) fn schedule(&mut self) {}
+    /// True if a task can run: `schedule` has something to do (Linux `need_resched`).
+    pub(crate) fn tasks_runnable(&self) -> bool {
+        false
+    }
 }

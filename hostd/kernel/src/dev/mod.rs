@@ -1,15 +1,226 @@
 //! Network devices: table, receive and transmit.
+//!
+//! Receive: `napi.rs` polls a queue pair, `vnet.rs` judges the virtio-net header,
+//! `gro.rs` merges, and `ether` takes the frame. Transmit: `xmit.rs` chooses a
+//! queue, puts the frame into its qdisc (`qdisc/`) and hands the driver as much as
+//! it takes, after `gso.rs` has done in software what the device cannot do. A
+//! full ring stops the queue; the NAPI poll that reaps completions wakes it.
+//!
+//! A queue pair is one unit: one vector, one NAPI instance, one TX queue with a
+//! qdisc of its own (Linux: `mq` with `pfifo_fast` below). Doorbells are rung
+//! once an event, after everything it caused has been queued.
+mod gro;
+mod gso;
+mod loopback;
+mod napi;
 pub mod net_device;
+mod qdisc;
+mod vnet;
+mod xmit;
+
+pub(crate) use gso::skb_checksum_help;
 
 use crate::Kernel;
+use crate::ip::route::RouteKind;
 use crate::skb::SkBuff;
 use alloc::boxed::Box;
+use alloc::collections::VecDeque;
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::net::Ipv4Addr;
+use gro::GroList;
+use net_device::{DeviceConfig, Features, IfIndex, MacAddr, NetDriver, Stats};
+use qdisc::pfifo_fast::PfifoFast;
 
-/// The interfaces of a host.
+/// Frames a NAPI poll may take (Linux `NAPI_POLL_WEIGHT`).
+pub(crate) const NAPI_POLL_WEIGHT: u32 = 64;
+
+/// A queue pair.
+pub(crate) struct Queue {
+    /// Number of its interrupt vector on this host.
+    pub(crate) vector: u32,
+    /// CPU that takes its interrupt.
+    pub(crate) irq_cpu: u16,
+    /// Interrupts taken, by CPU.
+    pub(crate) irq_counts: Vec<u64>,
+    /// On a poll list, interrupt masked (`NAPI_STATE_SCHED`).
+    pub(crate) napi_scheduled: bool,
+    pub(crate) gro: GroList,
+    pub(crate) qdisc: PfifoFast,
+    /// Frames that the driver had no room for: they go first.
+    pub(crate) requeued: VecDeque<Box<SkBuff>>,
+    /// The driver has no room (`__QUEUE_STATE_DRV_XOFF`).
+    pub(crate) stopped: bool,
+    /// On a CPU's output queue (`__QDISC_STATE_SCHED`).
+    pub(crate) tx_scheduled: bool,
+    /// Somebody is in `qdisc_run` (`__QDISC_STATE_RUNNING`).
+    pub(crate) running: bool,
+    /// Frames were queued since the last doorbell.
+    pub(crate) kick: bool,
+    /// Packets in the driver that are charged to sockets.
+    pub(crate) charged: u32,
+}
+
+/// An interface (Linux `struct net_device`).
+pub(crate) struct NetDevice {
+    pub(crate) index: IfIndex,
+    pub(crate) name: String,
+    pub(crate) mac: MacAddr,
+    pub(crate) mtu: u32,
+    /// Carrier: the other end of the cable is there.
+    pub(crate) carrier: bool,
+    pub(crate) addrs: Vec<(Ipv4Addr, u8)>,
+    pub(crate) features: Features,
+    /// `None`: loopback.
+    pub(crate) driver: Option<Box<dyn NetDriver>>,
+    pub(crate) queues: Vec<Queue>,
+    pub(crate) stats: Stats,
+}
+
+impl NetDevice {
+    /// `IFF_LOOPBACK`.
+    pub(crate) fn is_loopback(&self) -> bool {
+        self.driver.is_none()
+    }
+}
+
+impl core::fmt::Debug for NetDevice {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("NetDevice").field("name", &self.name).field("mac", &self.mac).finish_non_exhaustive()
+    }
+}
+
+/// The interfaces of a host, by index from 1.
 #[derive(Debug, Default)]
-pub struct Devices {}
+pub struct Devices {
+    list: Vec<NetDevice>,
+    vectors: u32,
+    /// Some queue's doorbell may be due.
+    kick: bool,
+}
+
+impl Devices {
+    pub(crate) fn len(&self) -> usize {
+        self.list.len()
+    }
+
+    pub(crate) fn at(&self, position: usize) -> &NetDevice {
+        &self.list[position]
+    }
+
+    pub(crate) fn at_mut(&mut self, position: usize) -> &mut NetDevice {
+        &mut self.list[position]
+    }
+
+    pub(crate) fn get(&self, index: IfIndex) -> Option<&NetDevice> {
+        self.list.get((index.0 as usize).checked_sub(1)?)
+    }
+
+    pub(crate) fn get_mut(&mut self, index: IfIndex) -> Option<&mut NetDevice> {
+        self.list.get_mut((index.0 as usize).checked_sub(1)?)
+    }
+
+    pub(crate) fn queue_mut(&mut self, index: IfIndex, queue: u16) -> Option<&mut Queue> {
+        self.get_mut(index)?.queues.get_mut(usize::from(queue))
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &NetDevice> {
+        self.list.iter()
+    }
+}
 
 impl Kernel {
-    /// Hands a complete frame to its device's qdisc (Linux `dev_queue_xmit`).
-    pub(crate) fn dev_queue_xmit(&mut self, _skb: Box<SkBuff>) {}
+    /// Brings `lo` up with 127.0.0.1/8.
+    pub(crate) fn loopback_init(&mut self) {
+        self.devs.list.push(NetDevice {
+            index: IfIndex(1),
+            name: String::from("lo"),
+            mac: MacAddr::default(),
+            mtu: loopback::MTU,
+            carrier: true,
+            addrs: Vec::new(),
+            features: Features { tx_csum: true, tso: true, sg: true },
+            driver: None,
+            queues: Vec::new(),
+            stats: Stats::default(),
+        });
+        self.inet_addr_add(IfIndex(1), Ipv4Addr::LOCALHOST, 8);
+    }
+
+    /// Adds a device with a driver and brings it up (Linux `register_netdev`, `dev_open`).
+    pub(crate) fn register_netdev(&mut self, config: DeviceConfig) -> IfIndex {
+        let index = IfIndex(self.devs.list.len() as u32 + 1);
+        let count = self.cpus.count();
+        let pairs = config.driver.queue_pairs().max(1);
+        let queues = (0..pairs).map(|q| {
+            let irq_cpu = config.irq_affinity.get(usize::from(q)).copied().unwrap_or(q) % count;
+            let vector = self.devs.vectors + u32::from(q);
+            Queue {
+                vector,
+                irq_cpu,
+                irq_counts: alloc::vec![0; usize::from(count)],
+                napi_scheduled: false,
+                gro: GroList::default(),
+                qdisc: PfifoFast::new(config.tx_queue_len),
+                requeued: VecDeque::new(),
+                stopped: false,
+                tx_scheduled: false,
+                running: false,
+                kick: false,
+                charged: 0,
+            }
+        });
+        let queues = queues.collect();
+        self.devs.vectors += u32::from(pairs);
+        self.devs.list.push(NetDevice {
+            index,
+            name: config.name,
+            mac: config.mac,
+            mtu: config.mtu,
+            carrier: true,
+            addrs: Vec::new(),
+            features: config.driver.features(),
+            driver: Some(config.driver),
+            queues,
+            stats: Stats::default(),
+        });
+        for (addr, prefix) in config.ipv4 {
+            self.inet_addr_add(index, addr, prefix);
+        }
+        index
+    }
+
+    /// Gives an interface an address (Linux `__inet_insert_ifa`): local, broadcast and connected routes come with it.
+    fn inet_addr_add(&mut self, dev: IfIndex, addr: Ipv4Addr, prefix: u8) {
+        let Some(device) = self.devs.get_mut(dev) else { return };
+        let prefix = prefix.min(32);
+        device.addrs.push((addr, prefix));
+        let mtu = device.mtu;
+        self.fib.add_address(dev.0, addr, prefix, mtu);
+    }
+
+    /// The carrier came or went (Linux `netif_carrier_on`, `netif_carrier_off`).
+    pub(crate) fn netif_carrier(&mut self, dev: IfIndex, on: bool) {
+        let Some(device) = self.devs.get_mut(dev) else { return };
+        if core::mem::replace(&mut device.carrier, on) == on {
+            return;
+        }
+        if !on {
+            self.neigh_carrier_down(dev);
+            return;
+        }
+        // The device may have been reset: its queues have room again, and offers may have changed.
+        if let Some(driver) = &device.driver {
+            device.features = driver.features();
+        }
+        for queue in 0..device.queues.len() as u16 {
+            self.netif_wake_queue(dev, queue);
+            self.napi_schedule(dev, queue);
+        }
+    }
+
+    /// True if frames to `addr` stay on this host.
+    pub(crate) fn is_local_addr(&self, addr: Ipv4Addr) -> bool {
+        self.inet_addr_type(addr) == RouteKind::Local
+    }
 }

@@ -1,23 +1,22 @@
 //! IPv4: input, output, routing, fragments, ICMP.
+//!
+//! Receive: `input.rs` validates (on a copy of the header), passes the hook points,
+//! routes, and delivers (`frag.rs` first, if it is a piece) or forwards (`forward.rs`).
+//! Transmit: `output.rs` makes the header, cuts what is too long, and hands to the
+//! neighbour layer. `icmp.rs` answers, complains, and tells the protocols of the complaints of others.
+mod forward;
+mod frag;
+pub(crate) mod header;
+pub(crate) mod icmp;
+mod input;
+mod output;
 pub mod route;
 
-use crate::Kernel;
-use crate::errno::Errno;
-use crate::skb::SkBuff;
-use crate::sock::Sock;
-use alloc::boxed::Box;
-use core::net::Ipv4Addr;
-use route::{Flow, Route, RouteKind};
+pub use frag::Reassembly;
+pub use icmp::IcmpState;
+pub use route::Fib;
 
-/// Addresses and routes.
-#[derive(Debug, Default)]
-pub struct Fib {}
-/// Reassembly queues.
-#[derive(Debug, Default)]
-pub struct Reassembly {}
-/// ICMP rate limits.
-#[derive(Debug, Default)]
-pub struct IcmpState {}
+use core::net::Ipv4Addr;
 
 /// Header fields of a packet that no connected socket sends.
 #[derive(Debug, Clone, Copy)]
@@ -59,42 +58,17 @@ pub struct IcmpError {
     pub payload: [u8; 8],
 }
 
-impl Kernel {
-    /// Resolves a destination.
-    ///
-    /// # Errors
-    /// `ENETUNREACH`, `EHOSTUNREACH`, `EACCES`, `EINVAL`, as `ip_route_output_key`.
-    pub(crate) fn ip_route_output(&mut self, _flow: Flow) -> Result<Route, Errno> {
-        Err(Errno::ENETUNREACH)
-    }
-    /// Changes whenever routes or addresses do: cached routes of another generation are stale.
-    pub(crate) fn fib_generation(&self) -> u64 {
-        0
-    }
-    /// What an address is to this host (Linux `inet_addr_type`).
-    pub(crate) fn inet_addr_type(&self, _addr: Ipv4Addr) -> RouteKind {
-        RouteKind::Unicast
-    }
-    /// Sends a transport segment of a connected socket: route from the socket's cache, IP header with
-    /// the socket's `ip_id`, tos and ttl, DF as path MTU discovery says, then neighbour and device
-    /// (Linux `ip_queue_xmit`). Needs headroom for IP, Ethernet and virtio-net headers.
-    ///
-    /// # Errors
-    /// Those of the route; a drop in the qdisc is `ENOBUFS`.
-    pub(crate) fn ip_queue_xmit(&mut self, _sk: &mut Sock, skb: Box<SkBuff>) -> Result<(), Errno> {
-        self.consume_skb(skb);
-        Ok(())
-    }
-    /// Sends a transport datagram or segment outside a connection: adds the header, fragments if needed
-    /// (`EMSGSIZE` with DF).
-    ///
-    /// # Errors
-    /// `EMSGSIZE`, `ENOBUFS`.
-    pub(crate) fn ip_send_skb(&mut self, skb: Box<SkBuff>, _hdr: IpOut, _route: &Route) -> Result<(), Errno> {
-        self.consume_skb(skb);
-        Ok(())
-    }
-    /// Answers a received packet with an ICMP error, rate limited (Linux `icmp_send`). `skb` may stand at any layer:
-    /// its `network_back` finds the IP header.
-    pub(crate) fn icmp_send(&mut self, _skb: &SkBuff, _kind: u8, _code: u8, _info: u32) {}
+/// A netfilter hook point (`NF_INET_*`): counted and traced; no rules yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Hook {
+    /// Received, before routing.
+    PreRouting = 0,
+    /// For us.
+    LocalIn = 1,
+    /// For others.
+    Forward = 2,
+    /// From us.
+    LocalOut = 3,
+    /// On its way out.
+    PostRouting = 4,
 }

@@ -1,6 +1,17 @@
-//! Routing: longest prefix match over one table (Linux `fib_lookup`).
+//! Routing: longest prefix match (Linux `fib_lookup`), over a local and a main table.
+//!
+//! The local table holds our addresses and their broadcasts, and is asked first. A
+//! table is a vector sorted by prefix length, longest first, then network, then
+//! metric: a lookup is one binary search for each length that occurs.
 
+use crate::Kernel;
+use crate::dev::net_device::IfIndex;
+use crate::errno::Errno;
+use crate::time::{Duration, Instant};
+use alloc::vec::Vec;
 use core::net::Ipv4Addr;
+use hashbrown::HashMap;
+use rustc_hash::FxBuildHasher;
 
 /// What kind of destination it is (`RTN_*`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,4 +50,316 @@ pub struct Flow {
     pub saddr: Ipv4Addr,
     /// Only through this interface; 0: any.
     pub oif: u32,
+}
+
+/// A route as it was entered (Linux `struct fib_alias`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Entry {
+    pub(crate) net: u32,
+    pub(crate) len: u8,
+    pub(crate) metric: u32,
+    pub(crate) kind: RouteKind,
+    pub(crate) dev: u32,
+    /// Gateway; unspecified: on the link.
+    pub(crate) via: Ipv4Addr,
+    /// Preferred source; unspecified: an address of the interface.
+    src: Ipv4Addr,
+}
+
+/// Routes, sorted.
+#[derive(Debug, Default)]
+struct Table {
+    entries: Vec<Entry>,
+    /// Prefix lengths that occur, longest first, and where their entries begin.
+    lens: Vec<(u8, usize)>,
+}
+
+/// Addresses and routes.
+#[derive(Debug, Default)]
+pub struct Fib {
+    local: Table,
+    main: Table,
+    addrs: Vec<Addr>,
+    /// Path MTU of destinations for which a router has named a smaller one, and until when to believe it.
+    pmtu: HashMap<u32, (u32, Instant), FxBuildHasher>,
+    generation: u64,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Addr {
+    dev: u32,
+    addr: Ipv4Addr,
+    len: u8,
+    mtu: u32,
+}
+
+/// How long a path MTU holds (Linux `mtu_expires`).
+const MTU_EXPIRES: Duration = Duration::from_secs(600);
+/// Smallest path MTU believed (Linux `min_pmtu`).
+const MIN_PMTU: u32 = 552;
+/// Most path MTUs remembered.
+const MAX_PMTU: usize = 4096;
+
+/// Network mask of a prefix length.
+fn mask(len: u8) -> u32 {
+    u32::MAX.checked_shl(32 - u32::from(len)).unwrap_or(0)
+}
+
+/// True if `addr` lies in `net`/`len`.
+pub(crate) fn in_prefix(addr: Ipv4Addr, net: Ipv4Addr, len: u8) -> bool {
+    (addr.to_bits() ^ net.to_bits()) & mask(len) == 0
+}
+
+impl Table {
+    fn order(e: &Entry) -> (core::cmp::Reverse<u8>, u32, u32) {
+        (core::cmp::Reverse(e.len), e.net, e.metric)
+    }
+
+    /// False if there is one of the same prefix and metric.
+    fn insert(&mut self, entry: Entry) -> bool {
+        let Err(at) = self.entries.binary_search_by_key(&Self::order(&entry), Self::order) else { return false };
+        self.entries.insert(at, entry);
+        self.lens.clear();
+        for (i, e) in self.entries.iter().enumerate() {
+            if self.lens.last().is_none_or(|l| l.0 != e.len) {
+                self.lens.push((e.len, i));
+            }
+        }
+        true
+    }
+
+    /// The entry of the longest prefix and, among equals, the lowest metric; through `oif` unless it is 0.
+    fn lookup(&self, addr: u32, oif: u32) -> Option<&Entry> {
+        for (i, &(len, start)) in self.lens.iter().enumerate() {
+            let end = self.lens.get(i + 1).map_or(self.entries.len(), |l| l.1);
+            let net = addr & mask(len);
+            let same_len = &self.entries[start..end];
+            let first = same_len.partition_point(|e| e.net < net);
+            let found = same_len[first..].iter().take_while(|e| e.net == net).find(|e| oif == 0 || e.dev == oif);
+            if found.is_some() {
+                return found;
+            }
+        }
+        None
+    }
+}
+
+impl Fib {
+    /// An interface gets an address: it is local, its subnet is connected, the subnet's last address is its broadcast.
+    pub(crate) fn add_address(&mut self, dev: u32, addr: Ipv4Addr, len: u8, mtu: u32) {
+        self.addrs.push(Addr { dev, addr, len, mtu });
+        self.generation += 1;
+        let net = addr.to_bits() & mask(len);
+        let entry = |kind, net, len| Entry { net, len, metric: 0, kind, dev, via: Ipv4Addr::UNSPECIFIED, src: addr };
+        self.local.insert(entry(RouteKind::Local, addr.to_bits(), 32));
+        if addr.is_loopback() {
+            self.local.insert(entry(RouteKind::Local, net, len));
+        } else if len < 32 {
+            self.main.insert(entry(RouteKind::Unicast, net, len));
+        }
+        if len < 31 {
+            self.local.insert(entry(RouteKind::Broadcast, net | !mask(len), 32));
+        }
+    }
+
+    fn mtu(&self, dev: u32) -> u32 {
+        self.addrs.iter().find(|a| a.dev == dev).map_or(1500, |a| a.mtu)
+    }
+
+    /// An address of an interface for talking to `peer` (Linux `inet_select_addr`); of any interface if it has none.
+    fn select_addr(&self, dev: u32, peer: Ipv4Addr) -> Ipv4Addr {
+        let here = || self.addrs.iter().filter(|a| a.dev == dev);
+        let any = || self.addrs.iter().find(|a| !a.addr.is_loopback());
+        here().find(|a| in_prefix(peer, a.addr, a.len)).or_else(|| here().next()).or_else(any).map_or(Ipv4Addr::UNSPECIFIED, |a| a.addr)
+    }
+
+    /// Routes of the main table.
+    pub(crate) fn routes(&self) -> impl Iterator<Item = &Entry> {
+        self.main.entries.iter()
+    }
+}
+
+impl Kernel {
+    /// Resolves a destination.
+    ///
+    /// # Errors
+    /// `ENETUNREACH`, `EHOSTUNREACH`, `EACCES`, `EINVAL`, as `ip_route_output_key`.
+    pub(crate) fn ip_route_output(&mut self, flow: Flow) -> Result<Route, Errno> {
+        let Flow { daddr, saddr, oif } = flow;
+        if !saddr.is_unspecified() && !self.is_local_addr(saddr) {
+            return Err(Errno::EINVAL);
+        }
+        if oif != 0 && self.devs.get(IfIndex(oif)).is_none() {
+            return Err(Errno::ENODEV);
+        }
+        let daddr = match (daddr.is_unspecified(), saddr.is_unspecified()) {
+            (false, _) => daddr,
+            (true, false) => saddr,
+            (true, true) => Ipv4Addr::LOCALHOST,
+        };
+        let pick = |auto: Ipv4Addr| if saddr.is_unspecified() { auto } else { saddr };
+        let fib = &self.fib;
+        if let Some(e) = fib.local.lookup(daddr.to_bits(), 0) {
+            if e.kind == RouteKind::Local {
+                return Ok(Route { kind: e.kind, dev: 1, saddr: pick(e.src), nexthop: daddr, mtu: fib.mtu(1) });
+            }
+            return Ok(Route { kind: e.kind, dev: e.dev, saddr: pick(e.src), nexthop: daddr, mtu: fib.mtu(e.dev) });
+        }
+        let kind = if daddr.is_multicast() {
+            RouteKind::Multicast
+        } else if daddr.is_broadcast() {
+            RouteKind::Broadcast
+        } else {
+            RouteKind::Unicast
+        };
+        let (dev, via, src) = match fib.main.lookup(daddr.to_bits(), oif) {
+            Some(e) => (e.dev, e.via, e.src),
+            // The caller names the interface: the destination is taken to be on its link.
+            None if oif != 0 => (oif, Ipv4Addr::UNSPECIFIED, Ipv4Addr::UNSPECIFIED),
+            None => {
+                self.mib.inc(ringlab_counters::Mib::IpOutNoRoutes);
+                return Err(Errno::ENETUNREACH);
+            }
+        };
+        let direct = via.is_unspecified() || kind != RouteKind::Unicast;
+        let nexthop = if direct { daddr } else { via };
+        let auto = if src.is_unspecified() { fib.select_addr(dev, nexthop) } else { src };
+        let mtu = if kind == RouteKind::Unicast { self.ip_pmtu(daddr, dev) } else { fib.mtu(dev) };
+        Ok(Route { kind, dev, saddr: pick(auto), nexthop, mtu })
+    }
+
+    /// Where a received packet goes: `None` if nowhere (Linux `ip_route_input`). Local and broadcast before the main table.
+    pub(crate) fn ip_route_input(&self, daddr: Ipv4Addr) -> Option<Route> {
+        let fib = &self.fib;
+        let kind = self.inet_addr_type(daddr);
+        if kind != RouteKind::Unicast {
+            return Some(Route { kind, dev: 1, saddr: daddr, nexthop: daddr, mtu: fib.mtu(1) });
+        }
+        let e = fib.main.lookup(daddr.to_bits(), 0)?;
+        let nexthop = if e.via.is_unspecified() { daddr } else { e.via };
+        Some(Route { kind, dev: e.dev, saddr: fib.select_addr(e.dev, nexthop), nexthop, mtu: fib.mtu(e.dev) })
+    }
+
+    /// Changes whenever routes or addresses do: cached routes of another generation are stale.
+    pub(crate) fn fib_generation(&self) -> u64 {
+        self.fib.generation
+    }
+
+    /// What an address is to this host (Linux `inet_addr_type`).
+    pub(crate) fn inet_addr_type(&self, addr: Ipv4Addr) -> RouteKind {
+        if addr.is_broadcast() || addr.octets()[0] == 0 {
+            return RouteKind::Broadcast;
+        }
+        if addr.is_multicast() {
+            return RouteKind::Multicast;
+        }
+        self.fib.local.lookup(addr.to_bits(), 0).map_or(RouteKind::Unicast, |e| e.kind)
+    }
+
+    /// Adds a route to the main table (Linux `fib_table_insert`).
+    pub(crate) fn fib_add_route(&mut self, prefix: (Ipv4Addr, u8), via: Ipv4Addr, dev: u32, metric: u32) -> Result<(), Errno> {
+        let (net, len) = prefix;
+        if len > 32 || net.to_bits() & !mask(len) != 0 {
+            return Err(Errno::EINVAL);
+        }
+        if dev != 0 && self.devs.get(IfIndex(dev)).is_none() {
+            return Err(Errno::ENODEV);
+        }
+        let dev = if via.is_unspecified() {
+            if dev == 0 {
+                return Err(Errno::ENODEV);
+            }
+            dev
+        } else {
+            if self.inet_addr_type(via) != RouteKind::Unicast {
+                return Err(Errno::EINVAL);
+            }
+            let on_link = self.fib.main.lookup(via.to_bits(), dev).filter(|e| e.via.is_unspecified());
+            on_link.ok_or(Errno::ENETUNREACH)?.dev
+        };
+        let entry = Entry { net: net.to_bits(), len, metric, kind: RouteKind::Unicast, dev, via, src: Ipv4Addr::UNSPECIFIED };
+        if !self.fib.main.insert(entry) {
+            return Err(Errno::EEXIST);
+        }
+        self.fib.generation += 1;
+        Ok(())
+    }
+
+    /// A router names a smaller MTU of the path (Linux `ip_rt_update_pmtu`).
+    pub(crate) fn ip_update_pmtu(&mut self, daddr: Ipv4Addr, mtu: u32) {
+        let mtu = mtu.max(MIN_PMTU);
+        let known = self.ip_route_input(daddr).map_or(0, |r| self.ip_pmtu(daddr, r.dev));
+        if mtu >= known {
+            return;
+        }
+        if self.fib.pmtu.len() >= MAX_PMTU {
+            let now = self.now;
+            self.fib.pmtu.retain(|_, e| e.1 > now);
+            if self.fib.pmtu.len() >= MAX_PMTU {
+                self.fib.pmtu.clear();
+            }
+        }
+        self.fib.pmtu.insert(daddr.to_bits(), (mtu, self.now + MTU_EXPIRES));
+        self.fib.generation += 1;
+    }
+
+    fn ip_pmtu(&self, daddr: Ipv4Addr, dev: u32) -> u32 {
+        let mtu = self.fib.mtu(dev);
+        match self.fib.pmtu.get(&daddr.to_bits()) {
+            Some(&(path, until)) if until > self.now => path.min(mtu),
+            _ => mtu,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn entry(net: u32, len: u8, metric: u32, dev: u32) -> Entry {
+        let any = Ipv4Addr::UNSPECIFIED;
+        Entry { net: net & mask(len), len, metric, kind: RouteKind::Unicast, dev, via: any, src: any }
+    }
+
+    #[test]
+    fn longest_prefix_wins_then_lowest_metric() {
+        let mut t = Table::default();
+        for (net, len, metric, dev) in
+            [(0, 0, 0, 1), (0x0a00_0000, 8, 0, 2), (0x0a01_0000, 16, 5, 3), (0x0a01_0000, 16, 1, 4), (0x0a01_0203, 32, 9, 5)]
+        {
+            assert!(t.insert(entry(net, len, metric, dev)));
+        }
+        assert!(!t.insert(entry(0, 0, 0, 7)), "same prefix, same metric");
+        let dev = |addr, oif| t.lookup(addr, oif).map(|e| e.dev);
+        assert_eq!(dev(0x0a01_0203, 0), Some(5));
+        assert_eq!(dev(0x0a01_0204, 0), Some(4));
+        assert_eq!(dev(0x0a01_0204, 3), Some(3));
+        assert_eq!(dev(0x0a02_0000, 0), Some(2));
+        assert_eq!(dev(0x0b00_0000, 0), Some(1));
+        assert_eq!(dev(0x0b00_0000, 9), None);
+    }
+
+    proptest! {
+        #[test]
+        fn lookup_equals_a_linear_scan(
+            routes in prop::collection::vec((any::<u32>(), 0u8..=32, 0u32..3, 1u32..4), 0..40),
+            near in any::<prop::sample::Index>(), noise in any::<u32>(), keep in 0u8..=32, oif in 0u32..4,
+        ) {
+            let mut t = Table::default();
+            let mut all: Vec<Entry> = Vec::new();
+            for (net, len, metric, dev) in routes {
+                let e = entry(net, len, metric, dev);
+                let fresh = !all.iter().any(|o| (o.net, o.len, o.metric) == (e.net, e.len, e.metric));
+                prop_assert_eq!(t.insert(e), fresh);
+                if fresh {
+                    all.push(e);
+                }
+            }
+            let addr = if all.is_empty() { noise } else { all[near.index(all.len())].net ^ (noise & !mask(keep)) };
+            let want = all.iter().filter(|e| addr & mask(e.len) == e.net && (oif == 0 || e.dev == oif))
+                .min_by_key(|e| (core::cmp::Reverse(e.len), e.metric));
+            prop_assert_eq!(t.lookup(addr, oif), want);
+        }
+    }
 }

@@ -1,0 +1,168 @@
+//! IPv4 input (Linux `net/ipv4/ip_input.c`).
+
+use super::Hook;
+use super::header::{IpHdr, MAX_LEN, options_ok};
+use super::icmp;
+use super::route::RouteKind;
+use crate::Kernel;
+use crate::dev::net_device::IfIndex;
+use crate::skb::{IpCb, PacketType, SkBuff};
+use crate::trace::Point;
+use alloc::boxed::Box;
+use core::net::Ipv4Addr;
+use ringlab_counters::{DropReason, Mib};
+
+impl Kernel {
+    /// A received packet; `skb` stands at the IP header (Linux `ip_rcv`).
+    pub(crate) fn ip_rcv(&mut self, mut skb: Box<SkBuff>) {
+        if skb.pkt_type == PacketType::OtherHost {
+            return self.kfree_skb(skb, DropReason::OtherHost);
+        }
+        self.inc(Mib::IpInReceives);
+        self.mib.add(Mib::IpExtInOctets, u64::from(skb.len()));
+        let mut b = [0; MAX_LEN];
+        let known = MAX_LEN.min(skb.len() as usize);
+        let copied = skb.copy_bits(0, &mut b[..known]);
+        debug_assert!(copied.is_ok(), "as many octets as the packet has");
+        let hdr = match IpHdr::parse(&b[..known], skb.len()) {
+            Ok(hdr) => hdr,
+            Err(reason) => {
+                self.inc(Mib::IpInHdrErrors);
+                return self.kfree_skb(skb, reason);
+            }
+        };
+        let (saddr, daddr) = (u64::from(hdr.saddr), u64::from(hdr.daddr));
+        self.trace(Point::IpRcv, skb.id, [u64::from(hdr.total), saddr, daddr, u64::from(hdr.protocol)]);
+        skb.trim(u32::from(hdr.total));
+        skb.network_back = 0;
+        self.nf_hook(Hook::PreRouting, &skb);
+        self.ip_rcv_finish(skb, &hdr);
+    }
+
+    /// Routes a valid packet (Linux `ip_rcv_finish`).
+    fn ip_rcv_finish(&mut self, mut skb: Box<SkBuff>, hdr: &IpHdr) {
+        let (saddr, daddr) = (Ipv4Addr::from_bits(hdr.saddr), Ipv4Addr::from_bits(hdr.daddr));
+        let kind = self.inet_addr_type(daddr);
+        skb.ip = IpCb {
+            saddr: hdr.saddr,
+            daddr: hdr.daddr,
+            protocol: hdr.protocol,
+            ttl: hdr.ttl,
+            tos: hdr.tos,
+            id: hdr.id,
+            df: hdr.frag_off & super::header::DF != 0,
+            hdr_len: hdr.len() as u8,
+            non_unicast: matches!(kind, RouteKind::Broadcast | RouteKind::Multicast) || skb.pkt_type != PacketType::Host,
+        };
+        match skb.pkt_type {
+            PacketType::Broadcast => self.inc(Mib::IpExtInBcastPkts),
+            PacketType::Multicast => self.inc(Mib::IpExtInMcastPkts),
+            _ => {}
+        }
+        if !options_ok(&hdr.options) {
+            self.inc(Mib::IpInHdrErrors);
+            self.icmp_send(&skb, icmp::PARAM_PROB, 0, 20 << 24);
+            return self.kfree_skb(skb, DropReason::IpInHdr);
+        }
+        if let Err(reason) = self.ip_validate_source(&skb, saddr, daddr, kind) {
+            self.inc(Mib::IpInAddrErrors);
+            return self.kfree_skb(skb, reason);
+        }
+        match kind {
+            RouteKind::Local | RouteKind::Broadcast => self.ip_local_deliver(skb, hdr),
+            // Groups are joined by sockets: UDP and raw look for members, nobody else is there.
+            RouteKind::Multicast => self.ip_local_deliver(skb, hdr),
+            // A unicast address in a broadcast frame is not forwarded (RFC 1812 §5.3.4).
+            RouteKind::Unicast if skb.pkt_type != PacketType::Host => self.kfree_skb(skb, DropReason::IpInvalidDest),
+            RouteKind::Unicast if self.sysctl.ip_forward == 0 => {
+                self.inc(Mib::IpInAddrErrors);
+                self.kfree_skb(skb, DropReason::IpInNoRoutes);
+            }
+            RouteKind::Unicast => self.ip_forward(skb, hdr),
+        }
+    }
+
+    /// Addresses that cannot be on the wire: martians (Linux `ip_route_input_slow`, `fib_validate_source`).
+    fn ip_validate_source(&self, skb: &SkBuff, saddr: Ipv4Addr, daddr: Ipv4Addr, kind: RouteKind) -> Result<(), DropReason> {
+        let loopback = self.devs.get(IfIndex(skb.dev)).is_some_and(|d| d.is_loopback()) || skb.pkt_type == PacketType::Loopback;
+        if saddr.is_multicast() || saddr.is_broadcast() {
+            return Err(DropReason::IpInvalidSource);
+        }
+        // 0.0.0.0 may ask everybody (DHCP); the rest of 0/8 is nobody.
+        let nobody = saddr.octets()[0] == 0 && !(saddr.is_unspecified() && (daddr.is_broadcast() || kind == RouteKind::Multicast));
+        if nobody {
+            return Err(DropReason::IpInvalidSource);
+        }
+        if daddr.octets()[0] == 0 {
+            return Err(DropReason::IpInvalidDest);
+        }
+        if loopback {
+            return Ok(());
+        }
+        if saddr.is_loopback() {
+            return Err(DropReason::IpLocalSource);
+        }
+        if daddr.is_loopback() {
+            return Err(DropReason::IpInvalidDest);
+        }
+        match self.inet_addr_type(saddr) {
+            RouteKind::Local => Err(DropReason::IpLocalSource),
+            RouteKind::Broadcast if !saddr.is_unspecified() => Err(DropReason::IpInvalidSource),
+            _ if self.sysctl.rp_filter > 0 && !saddr.is_unspecified() && !self.ip_reverse_path_ok(skb.dev, saddr) => {
+                Err(DropReason::IpRpFilter)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The source is where answers to it would go (RFC 3704); loosely (`rp_filter` 2), it is anywhere.
+    fn ip_reverse_path_ok(&self, dev: u32, saddr: Ipv4Addr) -> bool {
+        self.ip_route_input(saddr).is_some_and(|r| self.sysctl.rp_filter == 2 || r.dev == dev)
+    }
+
+    /// A packet for this host: reassembly, then its protocol (Linux `ip_local_deliver`).
+    fn ip_local_deliver(&mut self, skb: Box<SkBuff>, hdr: &IpHdr) {
+        let skb = if hdr.is_fragment() {
+            let Some(skb) = self.ip_defrag(skb, hdr) else { return };
+            skb
+        } else {
+            skb
+        };
+        self.nf_hook(Hook::LocalIn, &skb);
+        self.ip_local_deliver_finish(skb);
+    }
+
+    /// Gives raw sockets their clones and the protocol its packet (Linux `ip_protocol_deliver_rcu`).
+    fn ip_local_deliver_finish(&mut self, mut skb: Box<SkBuff>) {
+        let protocol = skb.ip.protocol;
+        self.trace(Point::IpLocalDeliver, skb.id, [u64::from(protocol), u64::from(skb.len()), 0, 0]);
+        let raw = self.raw_v4_input(&skb);
+        let hdr_len = u32::from(skb.ip.hdr_len);
+        if skb.pull(hdr_len).is_err() {
+            return self.kfree_skb(skb, DropReason::HdrTrunc);
+        }
+        skb.shift_csum(-(hdr_len as i32));
+        match protocol {
+            1 | 6 | 17 => self.inc(Mib::IpInDelivers),
+            _ if raw => {
+                self.inc(Mib::IpInDelivers);
+                return self.consume_skb(skb);
+            }
+            _ => {
+                self.inc(Mib::IpInUnknownProtos);
+                self.icmp_send(&skb, icmp::DEST_UNREACH, icmp::PROT_UNREACH, 0);
+                return self.kfree_skb(skb, DropReason::IpNoProto);
+            }
+        }
+        match protocol {
+            6 => self.tcp_v4_rcv(skb),
+            17 => self.udp_rcv(skb),
+            _ => self.icmp_rcv(skb),
+        }
+    }
+
+    /// A netfilter hook point.
+    pub(crate) fn nf_hook(&mut self, hook: Hook, skb: &SkBuff) {
+        self.trace(Point::NfHook, skb.id, [hook as u64, 0, 0, 0]);
+    }
+}
