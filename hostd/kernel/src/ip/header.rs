@@ -124,7 +124,7 @@ mod tests {
         (any::<(u8, u16, u16, u8, u8, u32, u32)>(), options).prop_map(|((tos, id, frag_off, ttl, protocol, saddr, daddr), options)| {
             let options: ArrayVec<u8, 40> = options.into_iter().flatten().collect();
             let total = (LEN + options.len() + 8) as u16;
-            IpHdr { tos, total, id, frag_off, ttl, protocol, saddr, daddr, options }
+            IpHdr { tos, total, id, frag_off: frag_off & 0x7fff, ttl, protocol, saddr, daddr, options }
         })
     }
 
