@@ -43,6 +43,7 @@ pub mod gather;
 pub mod impair;
 pub mod moderation;
 pub mod offload;
+pub mod port;
 pub mod rss;
 pub mod switch;
 #[cfg(test)]
