@@ -9,6 +9,8 @@
 //! it is woken and scheduled, the call goes on where it stood, and
 //! [`crate::Effect::Return`] carries the result.
 
+pub(crate) mod exec;
+
 use crate::errno::Errno;
 use crate::uaccess::Iov;
 use crate::wait::queue::PollEvents;
@@ -151,6 +153,10 @@ pub enum Call {
     Close(Fd),
     /// `dup`, `dup2`, `dup3`, `F_DUPFD`: old, new (`Ok`: exactly this number; `Err`: the lowest from this on), cloexec.
     Dup(Fd, Result<Fd, Fd>, bool),
+    /// `fcntl(F_GETFD)`: 1 if `exec` closes it.
+    GetFd(Fd),
+    /// `fcntl(F_SETFD)`: whether `exec` closes it.
+    SetFd(Fd, bool),
     /// `fcntl(F_GETFL)`.
     GetFl(Fd),
     /// `fcntl(F_SETFL)`: `O_NONBLOCK` counts.
@@ -185,6 +191,37 @@ pub enum Call {
     Exit(i32),
 }
 
+impl Call {
+    /// Its number on x86-64, for traces.
+    pub fn nr(&self) -> u16 {
+        match self {
+            Call::Close(_) => 3,
+            Call::Poll(..) => 7,
+            Call::Inq(_) | Call::Outq(_) | Call::AtMark(_) => 16,
+            Call::Select(..) => 23,
+            Call::Dup(_, Ok(_), _) => 292,
+            Call::Sleep(_) => 35,
+            Call::Socket(..) => 41,
+            Call::Connect(..) => 42,
+            Call::Send { .. } => 46,
+            Call::Recv { .. } => 47,
+            Call::Shutdown(..) => 48,
+            Call::Bind(..) => 49,
+            Call::Listen(..) => 50,
+            Call::GetSockName(_) => 51,
+            Call::GetPeerName(_) => 52,
+            Call::SetSockOpt(..) => 54,
+            Call::GetSockOpt(..) => 55,
+            Call::Dup(_, Err(_), _) | Call::GetFd(_) | Call::SetFd(..) | Call::GetFl(_) | Call::SetFl(..) => 72,
+            Call::Exit(_) => 231,
+            Call::EpollWait(..) => 232,
+            Call::EpollCtl(..) => 233,
+            Call::Accept(..) => 288,
+            Call::EpollCreate(_) => 291,
+        }
+    }
+}
+
 /// What a call returns.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Ret {
@@ -215,6 +252,40 @@ pub enum Ret {
     Poll(Vec<PollFd>),
     /// `select`: count, read, write, except.
     Select(i32, FdSet, FdSet, FdSet),
+}
+
+impl Ret {
+    /// What the register would hold: the value, or the negative error number.
+    pub fn as_number(&self) -> i64 {
+        match self {
+            Ret::Value(n) => *n,
+            Ret::Err(e) => -i64::from(e.raw()),
+            Ret::Accepted(fd, _) => i64::from(*fd),
+            Ret::Addr(_) | Ret::Opt(_) => 0,
+            Ret::Received { len, .. } => *len as i64,
+            Ret::Epoll(events) => events.len() as i64,
+            Ret::Poll(fds) => fds.iter().filter(|p| !p.revents.is_empty()).count() as i64,
+            Ret::Select(n, ..) => i64::from(*n),
+        }
+    }
+}
+
+impl From<Result<(), Errno>> for Ret {
+    fn from(r: Result<(), Errno>) -> Self {
+        r.map_or_else(Ret::Err, |()| Ret::Value(0))
+    }
+}
+
+impl From<Result<i32, Errno>> for Ret {
+    fn from(r: Result<i32, Errno>) -> Self {
+        r.map_or_else(Ret::Err, |n| Ret::Value(n.into()))
+    }
+}
+
+impl From<Result<Ret, Errno>> for Ret {
+    fn from(r: Result<Ret, Errno>) -> Self {
+        r.unwrap_or_else(Ret::Err)
+    }
 }
 
 /// A call that transfers payload, as the protocols see it; kept while the task is blocked.

@@ -45,6 +45,8 @@ bitflags::bitflags! {
 pub enum Waiter {
     /// A sleeping task (`autoremove_wake_function`).
     Task(TaskId),
+    /// A task in `poll` or `select` (`pollwake`): stays on the queue until it has looked.
+    Poll(TaskId),
     /// An epoll item (`ep_poll_callback`): epoll instance and item number in it.
     Epoll(u32, u64),
 }
@@ -60,9 +62,46 @@ pub struct WaitEntry {
     pub events: PollEvents,
 }
 
-/// A queue of waiters. Non-exclusive ones first, as `add_wait_queue` keeps them.
+impl WaitEntry {
+    /// True if these events wake it; none at all stands for any.
+    pub fn wants(&self, events: PollEvents) -> bool {
+        events.is_empty() || self.events.intersects(events)
+    }
+}
+
+/// A queue of waiters. Non-exclusive ones first, the latest in front, then the
+/// exclusive ones, the latest at the end (`add_wait_queue`, `add_wait_queue_exclusive`).
 #[derive(Debug, Default)]
 pub struct WaitQueue {
     /// In the order in which they are woken.
     pub entries: Vec<WaitEntry>,
+}
+
+impl WaitQueue {
+    /// Adds a waiter where its kind belongs.
+    pub fn add(&mut self, entry: WaitEntry) {
+        if entry.exclusive {
+            self.entries.push(entry);
+        } else {
+            self.entries.insert(0, entry);
+        }
+    }
+
+    /// Removes a waiter's entry. True if there was one.
+    pub fn remove(&mut self, waiter: Waiter) -> bool {
+        let at = self.entries.iter().position(|e| e.waiter == waiter);
+        if let Some(at) = at {
+            self.entries.remove(at);
+        }
+        at.is_some()
+    }
+}
+
+impl PollEvents {
+    /// What `sock_def_readable` wakes for.
+    pub const READABLE: PollEvents = PollEvents::IN.union(PollEvents::PRI).union(PollEvents::RDNORM).union(PollEvents::RDBAND);
+    /// What `sock_def_write_space` wakes for.
+    pub const WRITABLE: PollEvents = PollEvents::OUT.union(PollEvents::WRNORM).union(PollEvents::WRBAND);
+    /// What is reported whether asked for or not.
+    pub const ALWAYS: PollEvents = PollEvents::ERR.union(PollEvents::HUP);
 }

@@ -1,0 +1,502 @@
+//! The `AF_INET` socket layer (Linux `net/ipv4/af_inet.c`): what is common to streams
+//! and datagrams, and `AF_INET6` sockets that carry IPv4 in mapped addresses.
+//! This host has no IPv6: its destinations are unreachable, its wildcard means IPv4 too.
+
+use super::{FileId, FileKind, O_CLOEXEC, O_NONBLOCK};
+use crate::Kernel;
+use crate::cpu::sched::TaskId;
+use crate::errno::Errno;
+use crate::ip::route::RouteKind;
+use crate::sock::{AF_INET, AF_INET6, Proto, RCV_SHUTDOWN, SEND_SHUTDOWN, Sock, SockId, SockState};
+use crate::syscall::exec::{Flow, Op};
+use crate::syscall::{Fd, Ret, Shutdown, Step};
+use crate::tcp::{State, TcpSock};
+use crate::udp::UdpSock;
+use crate::wait::queue::PollEvents;
+use alloc::boxed::Box;
+use core::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use core::time::Duration;
+
+const SOCK_STREAM: i32 = 1;
+const SOCK_DGRAM: i32 = 2;
+const SOCK_RAW: i32 = 3;
+const SOCK_MAX: i32 = 11;
+const AF_MAX: i32 = 46;
+const IPPROTO_ICMP: i32 = 1;
+const IPPROTO_TCP: i32 = 6;
+const IPPROTO_UDP: i32 = 17;
+const IPPROTO_RAW: i32 = 255;
+const IPPROTO_MAX: i32 = 263;
+impl Sock {
+    /// `sk_state`: a datagram socket is established when it has a peer.
+    pub(crate) fn state(&self) -> State {
+        match &self.proto {
+            Proto::Tcp(tp) => tp.state,
+            _ if self.is_connected_dgram() => State::Established,
+            _ => State::Close,
+        }
+    }
+
+    /// A destination as IPv4.
+    ///
+    /// # Errors
+    /// `EAFNOSUPPORT`, `EINVAL`, `ENETUNREACH`, as the family's `connect` or `sendto` answers.
+    pub(crate) fn to_ipv4(&self, addr: SocketAddr) -> Result<SocketAddrV4, Errno> {
+        match (self.family, addr) {
+            (AF_INET, SocketAddr::V4(a)) => Ok(a),
+            (AF_INET, SocketAddr::V6(_)) => Err(Errno::EAFNOSUPPORT),
+            (_, SocketAddr::V4(_)) if matches!(self.proto, Proto::Tcp(_)) => Err(Errno::EINVAL),
+            (_, SocketAddr::V4(_)) if self.inet.v6only => Err(Errno::ENETUNREACH),
+            (_, SocketAddr::V4(a)) => Ok(a),
+            (_, SocketAddr::V6(a)) => match a.ip().to_ipv4_mapped() {
+                Some(ip) if !self.inet.v6only => Ok(SocketAddrV4::new(ip, a.port())),
+                _ => Err(Errno::ENETUNREACH),
+            },
+        }
+    }
+
+    fn bind_addr(&self, addr: SocketAddr) -> Result<SocketAddrV4, Errno> {
+        match (self.family, addr) {
+            (AF_INET, SocketAddr::V4(a)) => Ok(a),
+            (AF_INET, SocketAddr::V6(_)) => Err(Errno::EAFNOSUPPORT),
+            (_, SocketAddr::V4(_)) => Err(Errno::EINVAL),
+            (_, SocketAddr::V6(a)) if a.ip().is_unspecified() => Ok(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, a.port())),
+            (_, SocketAddr::V6(a)) => match a.ip().to_ipv4_mapped() {
+                Some(_) if self.inet.v6only => Err(Errno::EINVAL),
+                Some(ip) => Ok(SocketAddrV4::new(ip, a.port())),
+                None => Err(Errno::EADDRNOTAVAIL),
+            },
+        }
+    }
+}
+
+/// What protocol a `socket` call asks for (Linux `inet_create`).
+fn choose_proto(domain: i32, kind: i32, protocol: i32) -> Result<Proto, Errno> {
+    if !(0..IPPROTO_MAX).contains(&protocol) {
+        return Err(Errno::EINVAL);
+    }
+    match (kind, protocol) {
+        (SOCK_STREAM, 0 | IPPROTO_TCP) => Ok(Proto::Tcp(Box::<TcpSock>::default())),
+        (SOCK_DGRAM, 0 | IPPROTO_UDP) => Ok(Proto::Udp(UdpSock::default())),
+        (SOCK_DGRAM, IPPROTO_ICMP) if domain == i32::from(AF_INET) => Ok(Proto::Ping),
+        (SOCK_RAW, 1..=IPPROTO_RAW) => {
+            let protocol = protocol as u8;
+            Ok(Proto::Raw { protocol, hdrincl: i32::from(protocol) == IPPROTO_RAW, icmp_filter: 0 })
+        }
+        (SOCK_STREAM | SOCK_DGRAM | SOCK_RAW, _) => Err(Errno::EPROTONOSUPPORT),
+        _ => Err(Errno::ESOCKTNOSUPPORT),
+    }
+}
+
+impl Kernel {
+    /// `socket`.
+    pub(crate) fn sys_socket(&mut self, task: TaskId, domain: i32, kind: i32, protocol: i32) -> Result<Fd, Errno> {
+        let flags = kind & !0xf;
+        let kind = kind & 0xf;
+        if flags & !(O_NONBLOCK | O_CLOEXEC) != 0 {
+            return Err(Errno::EINVAL);
+        }
+        if !(0..AF_MAX).contains(&domain) {
+            return Err(Errno::EAFNOSUPPORT);
+        }
+        if kind >= SOCK_MAX {
+            return Err(Errno::EINVAL);
+        }
+        if domain != i32::from(AF_INET) && domain != i32::from(AF_INET6) {
+            return Err(Errno::EAFNOSUPPORT);
+        }
+        let proto = choose_proto(domain, kind, protocol)?;
+        self.fd_table(task).unused(0)?;
+        let (sndbuf, rcvbuf) = match proto {
+            Proto::Tcp(_) => (self.sysctl.tcp_wmem[1], self.sysctl.tcp_rmem[1]),
+            _ => (self.sysctl.wmem_default, self.sysctl.rmem_default),
+        };
+        let id = self.socks.insert(|id| Sock::new(id, domain as u16, proto, sndbuf as u32, rcvbuf as u32));
+        let mut sk = self.socks.take(id).expect("just made");
+        sk.creator = Some(task);
+        sk.opt.rcvlowat = 1;
+        match &sk.proto {
+            Proto::Tcp(_) => self.tcp_init_sock(&mut sk),
+            Proto::Raw { protocol, .. } => self.raw_hash(*protocol, id),
+            Proto::Udp(_) | Proto::Ping => {}
+        }
+        self.socks.put(sk);
+        self.install_sock(task, id, flags)
+    }
+
+    /// Gives a socket a file and a descriptor; the caller knows that one is free.
+    fn install_sock(&mut self, task: TaskId, id: SockId, flags: i32) -> Result<Fd, Errno> {
+        let file = self.vfs.open(FileKind::Socket(id), flags);
+        self.fd_table(task).install(file, flags & O_CLOEXEC != 0, 0)
+    }
+
+    /// `bind` (Linux `inet_bind`).
+    pub(crate) fn sys_bind(&mut self, task: TaskId, fd: Fd, addr: SocketAddr) -> Result<(), Errno> {
+        let (_, id) = self.fget_sock(task, fd)?;
+        self.lock_sock(id, |k, sk| k.inet_bind(sk, addr)).ok_or(Errno::EBADF)?
+    }
+
+    fn inet_bind(&mut self, sk: &mut Sock, addr: SocketAddr) -> Result<(), Errno> {
+        let addr = sk.bind_addr(addr)?;
+        let ip = *addr.ip();
+        let kind = if ip.is_unspecified() { RouteKind::Local } else { self.inet_addr_type(ip) };
+        if kind == RouteKind::Unicast && !sk.inet.freebind {
+            return Err(Errno::EADDRNOTAVAIL);
+        }
+        if let Proto::Raw { .. } = sk.proto {
+            sk.rcv_saddr = ip;
+            sk.saddr = if kind == RouteKind::Local { ip } else { Ipv4Addr::UNSPECIFIED };
+            sk.bound_addr = !ip.is_unspecified();
+            return Ok(());
+        }
+        if sk.state() != State::Close || sk.sport != 0 {
+            return Err(Errno::EINVAL);
+        }
+        let before = (sk.saddr, sk.rcv_saddr);
+        sk.rcv_saddr = ip;
+        sk.saddr = if matches!(kind, RouteKind::Broadcast | RouteKind::Multicast) { Ipv4Addr::UNSPECIFIED } else { ip };
+        if let Err(e) = self.get_port(sk, addr.port()) {
+            (sk.saddr, sk.rcv_saddr) = before;
+            return Err(e);
+        }
+        sk.bound_addr = !ip.is_unspecified();
+        sk.bound_port = addr.port() != 0;
+        sk.daddr = Ipv4Addr::UNSPECIFIED;
+        sk.dport = 0;
+        sk.dst = None;
+        Ok(())
+    }
+
+    /// Gives the socket a local port (Linux `sk_prot->get_port`); 0: any free one.
+    fn get_port(&mut self, sk: &mut Sock, port: u16) -> Result<(), Errno> {
+        match sk.proto {
+            Proto::Tcp(_) => self.tcp_get_port(sk, sk.rcv_saddr, port),
+            Proto::Udp(_) => self.udp_get_port(sk, port),
+            Proto::Ping => self.ping_get_port(sk, port),
+            Proto::Raw { .. } => Ok(()),
+        }
+    }
+
+    /// Gives the socket some port if it has none (Linux `inet_autobind`).
+    pub(crate) fn inet_autobind(&mut self, sk: &mut Sock) -> Result<(), Errno> {
+        if sk.sport != 0 {
+            return Ok(());
+        }
+        self.get_port(sk, 0).map_err(|_| Errno::EAGAIN)
+    }
+
+    /// `listen` (Linux `inet_listen`).
+    pub(crate) fn sys_listen(&mut self, task: TaskId, fd: Fd, backlog: i32) -> Result<(), Errno> {
+        let (_, id) = self.fget_sock(task, fd)?;
+        let somaxconn = self.sysctl.somaxconn as i32;
+        let backlog = if (0..=somaxconn).contains(&backlog) { backlog } else { somaxconn };
+        let listen = |k: &mut Kernel, sk: &mut Sock| {
+            if !matches!(sk.proto, Proto::Tcp(_)) {
+                return Err(Errno::EOPNOTSUPP);
+            }
+            let state = sk.state();
+            if sk.ss != SockState::Unconnected || !matches!(state, State::Close | State::Listen) {
+                return Err(Errno::EINVAL);
+            }
+            if state == State::Close && sk.sport == 0 {
+                k.tcp_get_port(sk, sk.rcv_saddr, 0)?;
+            }
+            k.tcp_listen(sk, backlog)
+        };
+        self.lock_sock(id, listen).ok_or(Errno::EBADF)?
+    }
+
+    /// `accept4`.
+    pub(crate) fn sys_accept(&mut self, task: TaskId, fd: Fd, flags: i32) -> Flow {
+        if flags & !(O_NONBLOCK | O_CLOEXEC) != 0 {
+            return Flow::Done(Ret::Err(Errno::EINVAL));
+        }
+        match self.fget_sock(task, fd) {
+            Ok((file, _)) => self.do_accept(task, file, flags),
+            Err(e) => Flow::Done(Ret::Err(e)),
+        }
+    }
+
+    /// Takes a connection of the accept queue, or sleeps, one of several acceptors at a time.
+    pub(crate) fn do_accept(&mut self, task: TaskId, file: FileId, flags: i32) -> Flow {
+        let FileKind::Socket(id) = self.vfs.file(file).kind else { return Flow::Done(Ret::Err(Errno::ENOTSOCK)) };
+        if let Err(e) = self.fd_table(task).unused(0) {
+            return Flow::Done(Ret::Err(e));
+        }
+        let nonblock = self.vfs.nonblock(file);
+        loop {
+            let give_up = self.give_up(task);
+            let mut timeout = None;
+            let accept = |k: &mut Kernel, sk: &mut Sock| match &sk.proto {
+                Proto::Tcp(tp) if tp.state == State::Listen => match k.tcp_accept(sk) {
+                    Some(child) => Step::Done(Ok(child)),
+                    None if nonblock => Step::Done(Err(Errno::EAGAIN)),
+                    None => give_up.map_or(Step::Wait(PollEvents::READABLE), |e| Step::Done(Err(e))),
+                },
+                Proto::Tcp(_) => Step::Done(Err(Errno::EINVAL)),
+                _ => Step::Done(Err(Errno::EOPNOTSUPP)),
+            };
+            let done = self.with_sock(id, accept, |k, sk, events| {
+                timeout = sk.opt.rcvtimeo;
+                k.prepare_to_wait(task, sk, events, true);
+            });
+            match done {
+                None => return Flow::Done(Ret::Err(Errno::EBADF)),
+                Some(Some(Ok(child))) => return Flow::Done(self.accepted(task, child, flags)),
+                Some(Some(Err(e))) => return Flow::Done(Ret::Err(e)),
+                Some(None) => {}
+            }
+            if !self.woken_before_switch(task) {
+                self.arm_deadline(task, timeout);
+                return Flow::Block(Op::Accept(file, flags));
+            }
+        }
+    }
+
+    fn accepted(&mut self, task: TaskId, child: SockId, flags: i32) -> Ret {
+        let peer = match self.socks.get_mut(child) {
+            Some(sk) => {
+                sk.ss = SockState::Connected;
+                sk.creator = Some(task);
+                sk.to_user_addr(sk.daddr, sk.dport)
+            }
+            None => return Ret::Err(Errno::ECONNABORTED),
+        };
+        self.install_sock(task, child, flags).map_or_else(Ret::Err, |fd| Ret::Accepted(fd, peer))
+    }
+
+    /// `connect`.
+    pub(crate) fn sys_connect(&mut self, task: TaskId, fd: Fd, to: Option<SocketAddr>) -> Flow {
+        let (file, id) = match self.fget_sock(task, fd) {
+            Ok(found) => found,
+            Err(e) => return Flow::Done(Ret::Err(e)),
+        };
+        let begun = self.lock_sock(id, |k, sk| match (&sk.proto, to) {
+            (Proto::Tcp(_), Some(to)) => k.stream_connect(sk, to).map(Some),
+            (Proto::Tcp(_), None) => k.stream_disconnect(sk).map(|()| None),
+            (_, Some(to)) => k.dgram_connect(sk, to).map(|()| None),
+            (_, None) => {
+                k.dgram_disconnect(sk);
+                Ok(None)
+            }
+        });
+        match begun.unwrap_or(Err(Errno::EBADF)) {
+            Ok(Some(progress)) => self.do_connect(task, file, progress),
+            Ok(None) => Flow::Done(Ret::Value(0)),
+            Err(e) => Flow::Done(Ret::Err(e)),
+        }
+    }
+
+    /// Starts an active open (Linux `__inet_stream_connect`, first half). `Ok`: what a call that does not wait returns.
+    fn stream_connect(&mut self, sk: &mut Sock, to: SocketAddr) -> Result<Errno, Errno> {
+        match sk.ss {
+            SockState::Connected => Err(Errno::EISCONN),
+            SockState::Connecting => Ok(Errno::EALREADY),
+            SockState::Disconnecting => Err(Errno::EINVAL),
+            SockState::Unconnected => {
+                if sk.state() != State::Close {
+                    return Err(Errno::EISCONN);
+                }
+                let to = sk.to_ipv4(to)?;
+                let ip = if to.ip().is_unspecified() { Ipv4Addr::LOCALHOST } else { *to.ip() };
+                self.tcp_v4_connect(sk, SocketAddrV4::new(ip, to.port()))?;
+                sk.ss = SockState::Connecting;
+                Ok(Errno::EINPROGRESS)
+            }
+        }
+    }
+
+    fn stream_disconnect(&mut self, sk: &mut Sock) -> Result<(), Errno> {
+        let done = self.tcp_disconnect(sk);
+        sk.ss = if done.is_ok() { SockState::Unconnected } else { SockState::Disconnecting };
+        done
+    }
+
+    /// Waits for the end of an active open (second half).
+    pub(crate) fn do_connect(&mut self, task: TaskId, file: FileId, progress: Errno) -> Flow {
+        let FileKind::Socket(id) = self.vfs.file(file).kind else { return Flow::Done(Ret::Err(Errno::ENOTSOCK)) };
+        let nonblock = self.vfs.nonblock(file);
+        loop {
+            let give_up = self.give_up(task);
+            let mut timeout = None;
+            let check = |k: &mut Kernel, sk: &mut Sock| match sk.state() {
+                State::SynSent | State::SynRecv => match give_up {
+                    Some(Errno::EINTR) => Step::Done(Err(Errno::EINTR)),
+                    Some(_) => Step::Done(Err(progress)),
+                    None if nonblock => Step::Done(Err(progress)),
+                    None => Step::Wait(PollEvents::all()),
+                },
+                State::Close => {
+                    let error = sk.take_error().or_else(|| sk.err_soft.take()).unwrap_or(Errno::ECONNABORTED);
+                    sk.ss = SockState::Unconnected;
+                    if k.tcp_disconnect(sk).is_err() {
+                        sk.ss = SockState::Disconnecting;
+                    }
+                    Step::Done(Err(error))
+                }
+                _ => {
+                    sk.ss = SockState::Connected;
+                    Step::Done(Ok(()))
+                }
+            };
+            let done = self.with_sock(id, check, |k, sk, events| {
+                timeout = sk.opt.sndtimeo;
+                k.prepare_to_wait(task, sk, events, false);
+            });
+            match done {
+                None => return Flow::Done(Ret::Err(Errno::EBADF)),
+                Some(Some(result)) => return Flow::Done(result.into()),
+                Some(None) => {}
+            }
+            if !self.woken_before_switch(task) {
+                self.arm_deadline(task, timeout);
+                return Flow::Block(Op::Connect(file, progress));
+            }
+            self.lock_sock(id, |_, sk| sk.wq.remove(crate::wait::queue::Waiter::Task(task)));
+        }
+    }
+
+    /// `shutdown` (Linux `inet_shutdown`).
+    pub(crate) fn sys_shutdown(&mut self, task: TaskId, fd: Fd, how: Shutdown) -> Result<(), Errno> {
+        let (_, id) = self.fget_sock(task, fd)?;
+        self.lock_sock(id, |k, sk| k.inet_shutdown(sk, how)).ok_or(Errno::EBADF)?
+    }
+
+    fn inet_shutdown(&mut self, sk: &mut Sock, how: Shutdown) -> Result<(), Errno> {
+        let bits = match how {
+            Shutdown::Rd => RCV_SHUTDOWN,
+            Shutdown::Wr => SEND_SHUTDOWN,
+            Shutdown::RdWr => RCV_SHUTDOWN | SEND_SHUTDOWN,
+        };
+        let state = sk.state();
+        if sk.ss == SockState::Connecting {
+            let ended = matches!(state, State::SynSent | State::SynRecv | State::Close);
+            sk.ss = if ended { SockState::Disconnecting } else { SockState::Connected };
+        }
+        let mut done = Ok(());
+        match state {
+            State::SynSent => done = self.stream_disconnect(sk),
+            State::Listen if bits & RCV_SHUTDOWN != 0 => done = self.stream_disconnect(sk),
+            State::Listen => {}
+            _ => {
+                // An unconnected socket is marked too: `poll` shows it, and waiters wake.
+                sk.shutdown |= bits;
+                if matches!(sk.proto, Proto::Tcp(_)) {
+                    done = self.tcp_shutdown(sk, how);
+                }
+                if state == State::Close {
+                    done = Err(Errno::ENOTCONN);
+                }
+            }
+        }
+        self.sk_state_change(sk, PollEvents::empty());
+        done
+    }
+
+    /// `getsockname`.
+    pub(crate) fn sys_getsockname(&mut self, task: TaskId, fd: Fd) -> Result<Ret, Errno> {
+        let (_, id) = self.fget_sock(task, fd)?;
+        let sk = self.socks.get(id).ok_or(Errno::EBADF)?;
+        let addr = if sk.rcv_saddr.is_unspecified() { sk.saddr } else { sk.rcv_saddr };
+        Ok(Ret::Addr(sk.to_user_addr(addr, sk.sport)))
+    }
+
+    /// `getpeername`.
+    pub(crate) fn sys_getpeername(&mut self, task: TaskId, fd: Fd) -> Result<Ret, Errno> {
+        let (_, id) = self.fget_sock(task, fd)?;
+        let sk = self.socks.get(id).ok_or(Errno::EBADF)?;
+        if sk.dport == 0 || matches!(sk.state(), State::Close | State::SynSent) {
+            return Err(Errno::ENOTCONN);
+        }
+        Ok(Ret::Addr(sk.to_user_addr(sk.daddr, sk.dport)))
+    }
+
+    /// Readiness of a socket.
+    pub(crate) fn sock_poll(&mut self, id: SockId) -> PollEvents {
+        let Some(sk) = self.socks.get(id) else { return PollEvents::ALWAYS };
+        let mask = if matches!(sk.proto, Proto::Tcp(_)) { self.tcp_poll(sk) } else { sk.datagram_poll() };
+        if !mask.contains(PollEvents::OUT)
+            && let Some(sk) = self.socks.get_mut(id)
+        {
+            sk.nospace = true;
+        }
+        mask
+    }
+
+    /// Closes a descriptor's file. The last reference of a stream with `SO_LINGER` waits until the peer
+    /// has acknowledged all, or the time is over.
+    pub(crate) fn close_file(&mut self, task: TaskId, file: FileId) -> Flow {
+        if let (FileKind::Socket(id), true) = (self.vfs.file(file).kind, self.vfs.is_last(file))
+            && let Some(time) = self.lingers(id)
+        {
+            self.release_file(file);
+            self.lock_sock(id, |k, sk| {
+                sk.shutdown |= SEND_SHUTDOWN;
+                // The answer cannot matter: the socket is closed below whatever its state.
+                let _ = k.tcp_shutdown(sk, Shutdown::Wr);
+            });
+            return self.do_linger(task, id, time);
+        }
+        self.fput(file);
+        Flow::Done(Ret::Value(0))
+    }
+
+    fn lingers(&self, id: SockId) -> Option<Duration> {
+        let sk = self.socks.get(id)?;
+        let time = sk.opt.linger.filter(|t| !t.is_zero())?;
+        // Unread data means a reset at once: nothing to wait for.
+        let open = matches!(sk.state(), State::Established | State::CloseWait | State::FinWait1 | State::Closing | State::LastAck);
+        (open && sk.receive_queue.is_empty()).then_some(time)
+    }
+
+    /// Waits for the last acknowledgement (Linux `sk_stream_wait_close`), then closes.
+    pub(crate) fn do_linger(&mut self, task: TaskId, id: SockId, time: Duration) -> Flow {
+        loop {
+            let give_up = self.give_up(task);
+            let check = |_: &mut Kernel, sk: &mut Sock| match sk.state() {
+                State::FinWait1 | State::Closing | State::LastAck if give_up.is_none() => Step::Wait(PollEvents::all()),
+                _ => Step::Done(()),
+            };
+            let done = self.with_sock(id, check, |k, sk, events| k.prepare_to_wait(task, sk, events, false));
+            if !matches!(done, Some(None)) {
+                self.sock_destroy(id);
+                return Flow::Done(Ret::Value(0));
+            }
+            if !self.woken_before_switch(task) {
+                self.arm_deadline(task, Some(time));
+                return Flow::Block(Op::Linger(id, time));
+            }
+        }
+    }
+
+    /// The last descriptor of a socket is closed (Linux `inet_release`).
+    pub(crate) fn inet_release(&mut self, id: SockId) {
+        self.sock_destroy(id);
+    }
+
+    /// Ends a socket: a stream says goodbye, a datagram socket is gone.
+    pub(crate) fn sock_destroy(&mut self, id: SockId) {
+        let Some(mut sk) = self.socks.take(id) else { return };
+        self.leave_groups(&mut sk);
+        if matches!(sk.proto, Proto::Tcp(_)) {
+            self.tcp_close(sk);
+            return;
+        }
+        sk.dead = true;
+        match sk.proto {
+            Proto::Udp(_) => self.udp_unhash(&sk),
+            Proto::Ping => self.ping_unhash(&sk),
+            Proto::Raw { protocol, .. } => self.raw_unhash(protocol, id),
+            Proto::Tcp(_) => unreachable!("handled above"),
+        }
+        self.socks.remove_taken(id);
+        for skb in sk.receive_queue.drain(..).chain(sk.backlog.drain(..)) {
+            self.consume_skb(skb);
+        }
+        if let Proto::Udp(up) = &mut sk.proto
+            && let Some(cork) = up.cork.take()
+        {
+            self.consume_skb(cork.skb);
+        }
+    }
+}
