@@ -252,6 +252,7 @@ impl Kernel {
             protocol: quoted.protocol,
             payload: quoted.payload,
         };
+        self.raw_err(&error);
         match quoted.protocol {
             6 => self.tcp_v4_err(&error),
             17 => self.udp_err(&error),
