@@ -171,6 +171,14 @@ impl Kernel {
         self.fib_add_route(prefix, via, dev.map_or(0, |d| d.0), metric)
     }
 
+    /// Removes a route; `dev` `None`: whatever its interface.
+    ///
+    /// # Errors
+    /// `ESRCH` if there is no such route.
+    pub fn del_route(&mut self, prefix: (Ipv4Addr, u8), via: Ipv4Addr, dev: Option<IfIndex>, metric: u32) -> Result<(), errno::Errno> {
+        self.fib_del_route(prefix, via, dev.map_or(0, |d| d.0), metric)
+    }
+
     /// Feeds one input; `now` never decreases. Then drain [`Self::poll_effect`].
     pub fn handle(&mut self, now: Instant, event: Event) {
         self.now = self.now.max(now);

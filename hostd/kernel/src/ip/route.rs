@@ -119,13 +119,28 @@ impl Table {
     fn insert(&mut self, entry: Entry) -> bool {
         let Err(at) = self.entries.binary_search_by_key(&Self::order(&entry), Self::order) else { return false };
         self.entries.insert(at, entry);
+        self.index();
+        true
+    }
+
+    /// False if there is none of this prefix and metric, gateway and interface.
+    fn remove(&mut self, entry: &Entry) -> bool {
+        let Ok(at) = self.entries.binary_search_by_key(&Self::order(entry), Self::order) else { return false };
+        if self.entries[at].via != entry.via || (entry.dev != 0 && self.entries[at].dev != entry.dev) {
+            return false;
+        }
+        self.entries.remove(at);
+        self.index();
+        true
+    }
+
+    fn index(&mut self) {
         self.lens.clear();
         for (i, e) in self.entries.iter().enumerate() {
             if self.lens.last().is_none_or(|l| l.0 != e.len) {
                 self.lens.push((e.len, i));
             }
         }
-        true
     }
 
     /// The entry of the longest prefix and, among equals, the lowest metric; through `oif` unless it is 0.
@@ -285,6 +300,17 @@ impl Kernel {
         Ok(())
     }
 
+    /// Removes a route from the main table (Linux `fib_table_delete`).
+    pub(crate) fn fib_del_route(&mut self, prefix: (Ipv4Addr, u8), via: Ipv4Addr, dev: u32, metric: u32) -> Result<(), Errno> {
+        let (net, len) = prefix;
+        let entry = Entry { net: net.to_bits(), len, metric, kind: RouteKind::Unicast, dev, via, src: Ipv4Addr::UNSPECIFIED };
+        if len > 32 || !self.fib.main.remove(&entry) {
+            return Err(Errno::ESRCH);
+        }
+        self.fib.generation += 1;
+        Ok(())
+    }
+
     /// A router names a smaller MTU of the path (Linux `ip_rt_update_pmtu`).
     pub(crate) fn ip_update_pmtu(&mut self, daddr: Ipv4Addr, mtu: u32) {
         let mtu = mtu.max(MIN_PMTU);
@@ -320,6 +346,16 @@ mod tests {
     fn entry(net: u32, len: u8, metric: u32, dev: u32) -> Entry {
         let any = Ipv4Addr::UNSPECIFIED;
         Entry { net: net & mask(len), len, metric, kind: RouteKind::Unicast, dev, via: any, src: any }
+    }
+
+    #[test]
+    fn removed_route_is_not_found_and_others_are() {
+        let mut t = Table::default();
+        assert!(t.insert(entry(0x0a00_0000, 8, 0, 2)) && t.insert(entry(0x0a01_0000, 16, 0, 3)));
+        assert!(!t.remove(&entry(0x0a01_0000, 16, 1, 3)), "another metric");
+        assert!(!t.remove(&entry(0x0a01_0000, 16, 0, 4)), "another interface");
+        assert!(t.remove(&entry(0x0a01_0000, 16, 0, 0)), "whichever interface");
+        assert_eq!(t.lookup(0x0a01_0203, 0).map(|e| e.dev), Some(2));
     }
 
     #[test]
