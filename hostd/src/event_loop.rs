@@ -1,0 +1,373 @@
+//! The kernel thread: turns what happens to descriptors, clocks and channels into
+//! events of the kernel model, and its effects into doorbells and results.
+//!
+//! One turn: commands, interrupts, timers, programs, doorbells. While there is
+//! something to do the NICs' interrupts stay masked and the loop looks at the
+//! rings itself. When there is nothing it spins for some microseconds, if its peers
+//! have a CPU of their own, and then sleeps in `epoll_pwait2`, interrupts unmasked.
+//!
+//! Lost wake-ups: [`Nic::sleep`] unmasks and looks again; commands and wakers ring
+//! an eventfd that `epoll` reports even if it was rung before the sleep.
+
+use crate::config::{ConfigError, HostSpec};
+use crate::control::{Command, Handle, command_channel};
+use crate::driver::Nic;
+use crate::host::{Arenas, Clock, Shared, Wakes};
+use crate::link::{Link, region_for};
+use crate::programs::process::Streams;
+use crate::programs::table::ProgramTable;
+use crate::setup;
+use crate::stats;
+use crate::trace::Listeners;
+use anyhow::Context;
+use ringlab_kernel::time::Instant;
+use ringlab_kernel::{Event, Kernel};
+use ringlab_ring::doorbell::Doorbell;
+use rustix::event::{Timespec, epoll};
+use rustix::fd::OwnedFd;
+use std::io;
+use std::os::fd::AsFd;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::mpsc::Receiver;
+use std::time::Duration;
+use tokio::sync::oneshot;
+use tracing::warn;
+
+/// Address space of the kernel thread's stack; pages take memory when touched.
+const STACK: usize = 512 << 10;
+/// Longest spin before a sleep.
+const MAX_SPIN: Duration = Duration::from_micros(30);
+/// A loop that never sleeps looks at its descriptors this often.
+const LOOK: Duration = Duration::from_millis(1);
+/// How often the loop asks on which CPUs it may run.
+const PLACE: Duration = Duration::from_secs(1);
+/// `epoll` data of the eventfd of commands and wakers; links have their index.
+const BELL: u64 = u64::MAX;
+/// `epoll` data of call eventfds.
+const CALL: u64 = u64::MAX - 1;
+
+/// What the kernel thread starts with.
+pub struct Boot {
+    /// The host.
+    pub spec: HostSpec,
+    /// Streams of the programs of `run:`, in order.
+    pub programs: Vec<Streams>,
+    /// Commands of the control thread.
+    pub commands: Receiver<Command>,
+    /// Rung for each of them.
+    pub bell: Arc<Doorbell>,
+    /// Told when the host is up, or why it is not.
+    pub ready: oneshot::Sender<anyhow::Result<()>>,
+}
+
+/// A command channel, and the bell that it rings.
+///
+/// # Errors
+/// What `eventfd` answers.
+pub fn channel() -> io::Result<(Handle, Receiver<Command>, Arc<Doorbell>)> {
+    let bell = Arc::new(Doorbell::new()?);
+    let (handle, receiver) = command_channel(bell.clone());
+    Ok((handle, receiver, bell))
+}
+
+/// Starts the kernel thread. `on_failure` is called if it ends without being told to.
+///
+/// # Errors
+/// What `pthread_create` answers.
+pub fn spawn(boot: Boot, on_failure: impl FnOnce(String) + Send + 'static) -> io::Result<()> {
+    let main = move || {
+        let end = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run(boot)));
+        match end {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => on_failure(format!("kernel thread: {error:#}")),
+            Err(_) => on_failure("kernel thread: panic".to_owned()),
+        }
+    };
+    std::thread::Builder::new().name("kernel".to_owned()).stack_size(STACK).spawn(main).map(drop)
+}
+
+fn run(boot: Boot) -> anyhow::Result<()> {
+    let Boot { spec, programs, commands, bell, ready } = boot;
+    match EventLoop::new(spec, programs, commands, bell) {
+        Ok(event_loop) => {
+            // Without anybody who waits for it the host runs as well.
+            let _ = ready.send(Ok(()));
+            event_loop.run()
+        }
+        Err(error) => {
+            let _ = ready.send(Err(error));
+            Ok(())
+        }
+    }
+}
+
+struct EventLoop {
+    shared: Rc<Shared>,
+    links: Vec<Link>,
+    programs: ProgramTable,
+    listeners: Listeners,
+    spec: HostSpec,
+    commands: Receiver<Command>,
+    epoll: OwnedFd,
+    events: Vec<epoll::Event>,
+    spinner: Spinner,
+    last_look: Instant,
+    stopped: bool,
+}
+
+impl EventLoop {
+    fn new(spec: HostSpec, programs: Vec<Streams>, commands: Receiver<Command>, bell: Arc<Doorbell>) -> anyhow::Result<Self> {
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).context("epoll")?;
+        epoll::add(&epoll, bell.as_fd(), epoll::EventData::new_u64(BELL), epoll::EventFlags::IN | epoll::EventFlags::ET)
+            .context("epoll")?;
+        // Timers of the model are as exact as the machine allows, not within the usual 50 µs.
+        if let Err(error) = rustix::thread::set_current_timer_slack(core::num::NonZeroU64::new(1)) {
+            warn!(%error, "timer slack stays as it is: timers may be 50 µs late");
+        }
+        let (pool, layouts) = region_for(&spec)?;
+        let arenas = Arenas::default();
+        let kernel = Kernel::new(setup::kernel_config(&spec, pool.clone()), Box::new(arenas.clone()));
+        let shared = Shared::new(kernel, arenas, Clock::start(), Arc::new(Wakes::new(bell)));
+        let mut this = Self {
+            shared,
+            links: Vec::new(),
+            programs: ProgramTable::default(),
+            listeners: Listeners::default(),
+            spinner: Spinner::new(spec.spin),
+            spec,
+            commands,
+            epoll,
+            events: Vec::with_capacity(64),
+            last_look: Instant(0),
+            stopped: false,
+        };
+        for (interface, layouts) in this.spec.interfaces.clone().into_iter().zip(layouts) {
+            let link = Link::open(interface, Nic::new(pool.clone(), &layouts), &this.shared)?;
+            this.watch(&link, this.links.len())?;
+            this.links.push(link);
+        }
+        setup::apply(&this.shared, None, &this.spec)?;
+        this.programs.run_all(&this.shared, &this.spec.run, programs);
+        Ok(this)
+    }
+
+    fn run(mut self) -> anyhow::Result<()> {
+        while !self.stopped {
+            if self.turn()? {
+                if self.shared.now().since(self.last_look) >= LOOK {
+                    self.look(Some(Duration::ZERO))?;
+                }
+            } else if !self.spin() && self.arm() {
+                self.listeners.drain(&mut self.shared.kernel(), true);
+                let limit = self.sleep_limit();
+                let began = self.shared.now();
+                self.look(limit)?;
+                self.spinner.slept(self.shared.now().since(began));
+                self.links.iter().for_each(Link::wake);
+            }
+        }
+        self.programs.kill_all(&self.shared);
+        Ok(())
+    }
+
+    /// Does what there is to do, once. True if there was something.
+    fn turn(&mut self) -> anyhow::Result<bool> {
+        let mut progress = self.take_commands();
+        progress |= self.take_interrupts();
+        if self.timer_due() {
+            self.shared.handle(Event::Timer);
+            progress = true;
+        }
+        self.shared.ring_doorbells();
+        if self.shared.has_ready() {
+            progress |= self.shared.run_ready();
+            self.shared.ring_doorbells();
+        }
+        progress |= self.tend_links()?;
+        if self.listeners.any() {
+            self.listeners.drain(&mut self.shared.kernel(), false);
+        }
+        // Last: what was sent and is done.
+        Ok(progress || self.links.iter().fold(false, |any, link| any | link.reap()))
+    }
+
+    fn take_interrupts(&self) -> bool {
+        let mut progress = false;
+        for link in &self.links {
+            for queue in 0..link.queue_pairs() {
+                if link.interrupting(queue) {
+                    self.shared.handle(Event::Interrupt(link.dev(), queue));
+                    progress = true;
+                }
+            }
+        }
+        progress
+    }
+
+    fn timer_due(&self) -> bool {
+        let timeout = self.shared.kernel().poll_timeout();
+        timeout.is_some_and(|at| at <= self.shared.now())
+    }
+
+    /// Takes lost devices off, and tries to get them back. True if one came or went.
+    fn tend_links(&mut self) -> anyhow::Result<bool> {
+        let mut changed = false;
+        for index in 0..self.links.len() {
+            let link = &mut self.links[index];
+            changed |= link.check(&self.shared);
+            if link.retry_due(self.shared.now()) && link.connect(&self.shared) {
+                self.watch(&self.links[index], index)?;
+                changed = true;
+            }
+        }
+        Ok(changed)
+    }
+
+    /// Looks at an idle host's rings for a while. True if there is something to do.
+    fn spin(&mut self) -> bool {
+        let Some(time) = self.spinner.time(self.shared.now()) else { return false };
+        let end = self.shared.now() + time;
+        let timeout = self.shared.kernel().poll_timeout();
+        let found = loop {
+            if self.shared.has_ready() || self.links.iter().any(Link::has_interrupt) {
+                break true;
+            }
+            let now = self.shared.now();
+            if timeout.is_some_and(|at| at <= now) {
+                break true;
+            }
+            if now >= end {
+                break false;
+            }
+            core::hint::spin_loop();
+        };
+        self.spinner.spun(found);
+        found
+    }
+
+    /// Unmasks all interrupts. `false` if one is due already; they are masked again then.
+    fn arm(&self) -> bool {
+        let idle = self.links.iter().all(Link::sleep);
+        if !idle {
+            self.links.iter().for_each(Link::wake);
+        }
+        idle
+    }
+
+    fn sleep_limit(&self) -> Option<Duration> {
+        let timer = self.shared.kernel().poll_timeout();
+        let retry = self.links.iter().filter_map(Link::retry_at).min();
+        let next = timer.into_iter().chain(retry).min()?;
+        Some(next.since(self.shared.now()))
+    }
+
+    /// Waits for descriptors, at most for `limit`.
+    fn look(&mut self, limit: Option<Duration>) -> anyhow::Result<()> {
+        let limit = limit.and_then(|l| Timespec::try_from(l).ok());
+        self.events.clear();
+        match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut self.events), limit.as_ref()) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error).context("epoll_wait"),
+        }
+        self.last_look = self.shared.now();
+        for event in &self.events {
+            // Calls and commands need no more than being awake.
+            let link = event.data.u64();
+            if link != BELL && link != CALL {
+                self.links[link as usize].on_end(&self.shared);
+            }
+        }
+        Ok(())
+    }
+
+    /// Watches a link's descriptors. Closed ones leave the set by themselves.
+    fn watch(&self, link: &Link, index: usize) -> anyhow::Result<()> {
+        for call in link.calls() {
+            // Edge-triggered: nobody needs to read the counter.
+            let flags = epoll::EventFlags::IN | epoll::EventFlags::ET;
+            epoll::add(&self.epoll, call, epoll::EventData::new_u64(CALL), flags).context("epoll")?;
+        }
+        for end in link.ends() {
+            let flags = epoll::EventFlags::IN | epoll::EventFlags::RDHUP | epoll::EventFlags::ET;
+            epoll::add(&self.epoll, end, epoll::EventData::new_u64(index as u64), flags).context("epoll")?;
+        }
+        Ok(())
+    }
+
+    fn take_commands(&mut self) -> bool {
+        let mut any = false;
+        // The number is bounded: programs and interrupts get their turn.
+        for _ in 0..64 {
+            let Ok(command) = self.commands.try_recv() else { break };
+            self.on_command(command);
+            any = true;
+        }
+        any
+    }
+
+    fn on_command(&mut self, command: Command) {
+        // Who asked may have gone: then the answer is dropped.
+        match command {
+            Command::Reconfigure(spec, tell) => {
+                let _ = tell.send(self.reconfigure(*spec));
+            }
+            Command::Start(start, streams, tell) => {
+                let _ = tell.send(self.programs.start(&self.shared, &start, streams));
+            }
+            Command::Signal(id, signal) => self.programs.signal(&self.shared, id, signal),
+            Command::Stats(tell) => {
+                let _ = tell.send(stats::collect(&self.shared));
+            }
+            Command::Programs(tell) => {
+                let _ = tell.send(self.programs.states(&self.shared));
+            }
+            Command::Trace(listener) => self.listeners.add(listener, &mut self.shared.kernel()),
+            Command::Shutdown => self.stopped = true,
+        }
+    }
+
+    fn reconfigure(&mut self, spec: HostSpec) -> Result<(), ConfigError> {
+        setup::apply(&self.shared, Some(&self.spec), &spec)?;
+        self.spec = spec;
+        Ok(())
+    }
+}
+
+/// Decides how long to spin.
+struct Spinner {
+    wanted: bool,
+    time: Duration,
+    placed: Option<Instant>,
+    alone: bool,
+}
+
+impl Spinner {
+    fn new(wanted: bool) -> Self {
+        Self { wanted, time: MAX_SPIN, placed: None, alone: true }
+    }
+
+    /// How long to spin now; `None`: not at all.
+    fn time(&mut self, now: Instant) -> Option<Duration> {
+        if !self.wanted {
+            return None;
+        }
+        if self.placed.is_none_or(|at| now.since(at) >= PLACE) {
+            self.placed = Some(now);
+            // On a single CPU whoever spins keeps its peers from running.
+            self.alone = rustix::thread::sched_getaffinity(None).is_ok_and(|set| set.count() <= 1);
+        }
+        (!self.alone && self.time >= Duration::from_micros(1)).then_some(self.time)
+    }
+
+    /// What came of it: spinning in vain gets shorter, until a sleep turns out to have been short.
+    fn spun(&mut self, found: bool) {
+        self.time = if found { (self.time * 2).min(MAX_SPIN) } else { self.time / 2 };
+    }
+
+    fn slept(&mut self, time: Duration) {
+        if time < 2 * MAX_SPIN {
+            self.time = MAX_SPIN;
+        }
+    }
+}

@@ -1,0 +1,256 @@
+//! The `ringlab.host.v1.Host` service, on the control thread.
+//!
+//! The first `Configure` starts the kernel thread; later ones change the running
+//! host in place or are refused. Everything else is a command to that thread.
+
+use crate::config::{ConfigError, HostSpec, StartSpec};
+use crate::control::{Command, Handle};
+use crate::event_loop::{self, Boot};
+use crate::programs::process::{Output, ProgramId, Streams};
+use crate::trace::{Listener, to_proto};
+use ringlab_proto::host::host_server::Host;
+use ringlab_proto::host::{
+    ConfigureReply, ExecInput, ExecOutput, ExitStatus, HostConfig, HostStats, ProgramsReply, ProgramsRequest, ShutdownReply,
+    ShutdownRequest, StatsRequest, TraceBatch, TraceRequest, exec_input, exec_output,
+};
+use std::pin::Pin;
+use std::sync::{Arc, OnceLock};
+use tokio::sync::{Mutex, Notify, mpsc, oneshot};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_stream::{Stream, StreamExt};
+use tonic::{Request, Response, Status, Streaming};
+use tracing::{info, warn};
+
+/// Pieces of output that wait for a slow reader before the program does.
+const OUTPUT_DEPTH: usize = 64;
+/// Pieces of standard input that wait for the program.
+const STDIN_DEPTH: usize = 256;
+/// Batches of trace events that wait for a slow reader before events are lost.
+const TRACE_DEPTH: usize = 16;
+/// `SIGHUP`: whoever started the program has gone.
+const SIGHUP: i32 = 1;
+
+/// The service.
+#[derive(Clone)]
+pub struct HostService {
+    running: Arc<Mutex<Option<Running>>>,
+    /// Told by `Shutdown`, and when the kernel thread ends by itself.
+    stop: Arc<Notify>,
+    failure: Arc<OnceLock<String>>,
+}
+
+struct Running {
+    spec: HostSpec,
+    handle: Handle,
+}
+
+type OutputStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+impl HostService {
+    /// A service without a host yet. `stop` is notified when the daemon shall end.
+    pub fn new(stop: Arc<Notify>) -> Self {
+        Self { running: Arc::default(), stop, failure: Arc::default() }
+    }
+
+    /// Ends the kernel thread.
+    pub async fn shut_down(&self) {
+        if let Some(running) = self.running.lock().await.take() {
+            running.handle.send(Command::Shutdown);
+        }
+    }
+
+    /// Why the kernel thread ended, if it was not told to.
+    pub fn failure(&self) -> Option<&str> {
+        self.failure.get().map(String::as_str)
+    }
+
+    async fn handle(&self) -> Result<Handle, Status> {
+        let running = self.running.lock().await;
+        running.as_ref().map(|r| r.handle.clone()).ok_or_else(|| Status::failed_precondition("the host is not configured"))
+    }
+
+    async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T, Status> {
+        let (tell, answer) = oneshot::channel();
+        self.handle().await?.send(command(tell));
+        answer.await.map_err(|_| Status::unavailable("the host is shutting down"))
+    }
+
+    async fn boot(&self, spec: &HostSpec) -> Result<Handle, Status> {
+        let mut programs = Vec::new();
+        for run in &spec.run {
+            let (streams, output, _stdin, _exit) = streams();
+            tokio::spawn(log_output(run.start.builtin.clone(), output));
+            programs.push(streams);
+        }
+        let (handle, commands, bell) = event_loop::channel().map_err(|e| Status::resource_exhausted(format!("event descriptor: {e}")))?;
+        let (ready, is_ready) = oneshot::channel();
+        let boot = Boot { spec: spec.clone(), programs, commands, bell, ready };
+        let (stop, failure) = (self.stop.clone(), self.failure.clone());
+        let on_failure = move |error: String| {
+            // Only the first failure is the cause.
+            let _ = failure.set(error);
+            stop.notify_one();
+        };
+        event_loop::spawn(boot, on_failure).map_err(|e| Status::resource_exhausted(format!("kernel thread: {e}")))?;
+        match is_ready.await {
+            Ok(Ok(())) => Ok(handle),
+            Ok(Err(error)) => Err(Status::unavailable(format!("{error:#}"))),
+            Err(_) => Err(Status::internal("the kernel thread ended while it started")),
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl Host for HostService {
+    type ExecStream = OutputStream<ExecOutput>;
+    type TraceStream = OutputStream<TraceBatch>;
+
+    async fn configure(&self, request: Request<HostConfig>) -> Result<Response<ConfigureReply>, Status> {
+        let spec = HostSpec::parse(request.into_inner())?;
+        let mut running = self.running.lock().await;
+        match running.as_mut() {
+            None => {
+                let handle = self.boot(&spec).await?;
+                info!(host = %spec.hostname, interfaces = spec.interfaces.len(), "the host is up");
+                *running = Some(Running { spec, handle });
+            }
+            Some(running) => {
+                running.spec.check_change(&spec)?;
+                let (tell, answer) = oneshot::channel();
+                running.handle.send(Command::Reconfigure(Box::new(spec.clone()), tell));
+                answer.await.map_err(|_| Status::unavailable("the host is shutting down"))??;
+                running.spec = spec;
+            }
+        }
+        Ok(Response::new(ConfigureReply {}))
+    }
+
+    async fn exec(&self, request: Request<Streaming<ExecInput>>) -> Result<Response<Self::ExecStream>, Status> {
+        let mut input = request.into_inner();
+        let first = input.message().await?.and_then(|m| m.kind);
+        let Some(exec_input::Kind::Start(start)) = first else {
+            return Err(Status::invalid_argument("the first message must say what to start"));
+        };
+        let start = StartSpec::parse("start", start)?;
+        let handle = self.handle().await?;
+        let (streams, mut output, stdin, exit) = streams();
+        let id = self.ask(|tell| Command::Start(start, streams, tell)).await?;
+        let (sender, receiver) = mpsc::channel(1);
+        tokio::spawn(feed_input(input, stdin, handle, id, sender.clone()));
+        tokio::spawn(async move {
+            while let Some(piece) = output.recv().await {
+                let kind = match piece {
+                    Output::Stdout(bytes) => exec_output::Kind::Stdout(bytes),
+                    Output::Stderr(bytes) => exec_output::Kind::Stderr(bytes),
+                };
+                if sender.send(Ok(ExecOutput { kind: Some(kind) })).await.is_err() {
+                    return;
+                }
+            }
+            let last = match exit.await {
+                Ok(e) => Ok(ExecOutput { kind: Some(exec_output::Kind::Exit(ExitStatus { code: e.code, signal: e.signal })) }),
+                Err(_) => Err(Status::unavailable("the host went down")),
+            };
+            // The reader has gone: nobody is left to tell.
+            let _ = sender.send(last).await;
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+
+    async fn stats(&self, _: Request<StatsRequest>) -> Result<Response<HostStats>, Status> {
+        self.ask(Command::Stats).await.map(Response::new)
+    }
+
+    async fn trace(&self, request: Request<TraceRequest>) -> Result<Response<Self::TraceStream>, Status> {
+        let request = request.into_inner();
+        let (sender, receiver) = mpsc::channel(TRACE_DEPTH);
+        let listener = Listener::new(&request.points, request.limit, sender)
+            .map_err(|name| Status::invalid_argument(format!("there is no trace point {name:?}")))?;
+        self.handle().await?.send(Command::Trace(listener));
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver).map(|batch| Ok(to_proto(batch))))))
+    }
+
+    async fn programs(&self, _: Request<ProgramsRequest>) -> Result<Response<ProgramsReply>, Status> {
+        let programs = self.ask(Command::Programs).await?;
+        Ok(Response::new(ProgramsReply { programs }))
+    }
+
+    async fn shutdown(&self, _: Request<ShutdownRequest>) -> Result<Response<ShutdownReply>, Status> {
+        self.stop.notify_one();
+        Ok(Response::new(ShutdownReply {}))
+    }
+}
+
+impl From<ConfigError> for Status {
+    fn from(error: ConfigError) -> Self {
+        let text = error.to_string();
+        match error {
+            ConfigError::Invalid { .. } => Status::invalid_argument(text),
+            ConfigError::Unsupported(_) => Status::unimplemented(text),
+            ConfigError::Structural(_) => Status::failed_precondition(text),
+        }
+    }
+}
+
+type Ends = (Streams, mpsc::Receiver<Output>, mpsc::Sender<Vec<u8>>, oneshot::Receiver<crate::programs::process::Exit>);
+
+fn streams() -> Ends {
+    let (stdin_in, stdin) = mpsc::channel(STDIN_DEPTH);
+    let (output, output_out) = mpsc::channel(OUTPUT_DEPTH);
+    let (exit, exited) = oneshot::channel();
+    (Streams { stdin, output, exit }, output_out, stdin_in, exited)
+}
+
+/// Carries standard input and signals to a program; ends it when its user has gone.
+async fn feed_input(
+    mut input: Streaming<ExecInput>,
+    stdin: mpsc::Sender<Vec<u8>>,
+    handle: Handle,
+    id: ProgramId,
+    output: mpsc::Sender<Result<ExecOutput, Status>>,
+) {
+    let mut stdin = Some(stdin);
+    loop {
+        let message = tokio::select! {
+            message = input.message() => message,
+            () = output.closed() => break,
+        };
+        match message.map(|m| m.map(|m| m.kind)) {
+            Ok(Some(Some(exec_input::Kind::Stdin(bytes)))) => {
+                if let Some(to) = &stdin
+                    && to.send(bytes).await.is_err()
+                {
+                    stdin = None; // the program has closed it
+                }
+            }
+            Ok(Some(Some(exec_input::Kind::StdinEof(_)))) => stdin = None,
+            Ok(Some(Some(exec_input::Kind::Signal(signal)))) if (1..=64).contains(&signal) => {
+                handle.send(Command::Signal(id, signal));
+            }
+            // No more input; output goes on, until its reader goes.
+            Ok(None) => {
+                drop(stdin.take());
+                output.closed().await;
+                break;
+            }
+            Ok(Some(_)) => warn!("a message that says nothing was ignored"),
+            Err(_) => break,
+        }
+    }
+    // Without effect if the program has ended: its number is not used again.
+    handle.send(Command::Signal(id, SIGHUP));
+}
+
+/// Output of a program of `run:` goes to the log.
+async fn log_output(program: String, mut output: mpsc::Receiver<Output>) {
+    while let Some(piece) = output.recv().await {
+        match piece {
+            Output::Stdout(bytes) => lines(&bytes).for_each(|line| info!(%program, "{line}")),
+            Output::Stderr(bytes) => lines(&bytes).for_each(|line| warn!(%program, "{line}")),
+        }
+    }
+}
+
+fn lines(bytes: &[u8]) -> impl Iterator<Item = String> + '_ {
+    bytes.split(|&b| b == b'\n').filter(|l| !l.is_empty()).map(|l| String::from_utf8_lossy(l).into_owned())
+}

@@ -1,0 +1,262 @@
+//! An interface's connection to its device: vhost-user, its loss, and getting it back.
+//!
+//! A device that hangs up, or breaks a rule of the ring, is taken off: carrier down,
+//! rings torn down. Then the driver knocks at the socket, every 10 ms at first, until
+//! a device answers (a restarted nicd), gives it fresh rings and raises the carrier.
+
+use crate::config::{HostSpec, InterfaceSpec};
+use crate::driver::{Attachment, Nic, PairLayout, REQUIRED, RingDriver, WANTED};
+use crate::host::Shared;
+use anyhow::{Context, bail, ensure};
+use ringlab_kernel::Event;
+use ringlab_kernel::dev::net_device::{DeviceConfig, IfIndex};
+use ringlab_kernel::time::Instant;
+use ringlab_ring::doorbell::Doorbell;
+use ringlab_ring::memory::Region;
+use ringlab_ring::packed::{Features, Layout};
+use ringlab_ring::pool::Pool;
+use ringlab_ring::vhost_user::FrontEnd;
+use std::cell::RefCell;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::rc::Rc;
+use std::time::Duration;
+use tracing::{debug, info, warn};
+
+/// Octets of a host's DMA pool (address space: pages take memory when touched).
+const POOL: usize = 64 << 20;
+/// The pool begins at a multiple of this.
+const POOL_ALIGN: u64 = 65536;
+/// How long to wait for the device when the host starts.
+const FIRST_CONNECT: Duration = Duration::from_secs(5);
+/// How often to knock at first, and for how long.
+const EAGER: Duration = Duration::from_millis(10);
+const EAGER_FOR: Duration = Duration::from_secs(1);
+/// How often afterwards.
+const PATIENT: Duration = Duration::from_millis(100);
+
+/// The host's shared memory: all rings of all interfaces, then the pool.
+///
+/// # Errors
+/// If the memory cannot be had.
+pub fn region_for(spec: &HostSpec) -> anyhow::Result<(Pool, Vec<Vec<PairLayout>>)> {
+    let mut end = 0;
+    let mut place = |size| {
+        let (layout, after) = Layout::in_region(end, size);
+        end = after;
+        layout
+    };
+    let layouts: Vec<Vec<PairLayout>> = spec
+        .interfaces
+        .iter()
+        .map(|i| (0..i.queue_pairs).map(|_| PairLayout { rx: place(i.rx_ring), tx: place(i.tx_ring) }).collect())
+        .collect();
+    let start = end.next_multiple_of(POOL_ALIGN);
+    // Receive buffers of a large host must leave room for everything else.
+    let receive: usize = spec.interfaces.iter().map(|i| usize::from(i.queue_pairs) * usize::from(i.rx_ring) * 4096).sum();
+    let pool = POOL.max(2 * receive);
+    let region = Region::memfd(&format!("hostd-{}", spec.hostname), start as usize + pool).context("shared memory")?;
+    Ok((Pool::new(region, start, pool), layouts))
+}
+
+/// An interface's connection.
+pub struct Link {
+    spec: InterfaceSpec,
+    nic: Rc<RefCell<Nic>>,
+    dev: IfIndex,
+    /// As first negotiated: the kernel relies on them.
+    features: Features,
+    device: Option<Device>,
+    lost_at: Instant,
+    retry_at: Option<Instant>,
+    losses: u64,
+}
+
+struct Device {
+    front: FrontEnd,
+    calls: Vec<Doorbell>,
+    errors: Vec<Doorbell>,
+}
+
+impl Link {
+    /// Connects to the device and adds the interface to the kernel.
+    ///
+    /// # Errors
+    /// If no usable device answers for [`FIRST_CONNECT`].
+    pub fn open(spec: InterfaceSpec, nic: Nic, shared: &Shared) -> anyhow::Result<Self> {
+        let front = first_connect(&spec)?;
+        let features = front.features();
+        let nic = Rc::new(RefCell::new(nic));
+        let device = attach(front, &nic).with_context(|| format!("interface {}", spec.name))?;
+        let dev = shared.kernel().add_device(DeviceConfig {
+            name: spec.name.clone(),
+            mac: spec.mac,
+            mtu: spec.mtu,
+            ipv4: spec.ipv4.iter().map(|net| (net.addr(), net.prefix_len())).collect(),
+            tx_queue_len: spec.txqueuelen,
+            irq_affinity: spec.irq_affinity.clone(),
+            driver: Box::new(RingDriver::new(nic.clone(), features)),
+        });
+        shared.attach(dev, nic.clone());
+        shared.handle(Event::Carrier(dev, true));
+        debug!(interface = %spec.name, ?features, "the device is there");
+        Ok(Self { spec, nic, dev, features, device: Some(device), lost_at: Instant(0), retry_at: None, losses: 0 })
+    }
+
+    /// The interface.
+    pub fn dev(&self) -> IfIndex {
+        self.dev
+    }
+
+    /// Queue pairs.
+    pub fn queue_pairs(&self) -> u16 {
+        self.spec.queue_pairs
+    }
+
+    /// True if the queue's interrupt line is raised.
+    pub fn interrupting(&self, queue: u16) -> bool {
+        self.nic.borrow().interrupting(queue)
+    }
+
+    /// True if the interrupt line of any queue is.
+    pub fn has_interrupt(&self) -> bool {
+        let nic = self.nic.borrow();
+        (0..self.spec.queue_pairs).any(|queue| nic.interrupting(queue))
+    }
+
+    /// Raises the interrupts of sent packets that somebody waits for. True if there are any.
+    pub fn reap(&self) -> bool {
+        self.nic.borrow_mut().reap()
+    }
+
+    /// Unmasks the device's interrupts; `false` if there is work already.
+    pub fn sleep(&self) -> bool {
+        self.nic.borrow_mut().sleep()
+    }
+
+    /// Masks them.
+    pub fn wake(&self) {
+        self.nic.borrow_mut().wake();
+    }
+
+    /// Descriptors that a device's interrupts ring.
+    pub fn calls(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.device.iter().flat_map(|d| d.calls.iter().map(AsFd::as_fd))
+    }
+
+    /// Descriptors on which the end of the device shows: its socket, and what it rings when a ring is dead.
+    pub fn ends(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.device.iter().flat_map(|d| std::iter::once(d.front.as_fd()).chain(d.errors.iter().map(AsFd::as_fd)))
+    }
+
+    /// A descriptor of [`Self::ends`] has something to say.
+    pub fn on_end(&mut self, shared: &Shared) {
+        let Some(device) = &self.device else { return };
+        if device.front.hung_up() {
+            self.lose(shared, "it hung up");
+        } else if device.errors.iter().any(Doorbell::drain) {
+            self.lose(shared, "it found a rule of the ring broken");
+        }
+    }
+
+    /// Takes the device off if it broke a rule of the ring. True if so.
+    pub fn check(&mut self, shared: &Shared) -> bool {
+        let Some(error) = self.nic.borrow_mut().take_error() else { return false };
+        self.lose(shared, &error.to_string());
+        true
+    }
+
+    /// When to knock again; `None` while the device is there.
+    pub fn retry_at(&self) -> Option<Instant> {
+        self.retry_at
+    }
+
+    /// True if it is time to knock.
+    pub fn retry_due(&self, now: Instant) -> bool {
+        self.retry_at.is_some_and(|at| at <= now)
+    }
+
+    /// Knocks. True if a device answered and is in use now.
+    pub fn connect(&mut self, shared: &Shared) -> bool {
+        match self.try_connect() {
+            Ok(device) => {
+                self.device = Some(device);
+                self.retry_at = None;
+                info!(interface = %self.spec.name, "the device is back");
+                shared.handle(Event::Carrier(self.dev, true));
+                // What the lost device had not finished is freed now, and stopped queues go on.
+                for queue in 0..self.spec.queue_pairs {
+                    shared.handle(Event::Interrupt(self.dev, queue));
+                }
+                true
+            }
+            Err(error) => {
+                debug!(interface = %self.spec.name, "no device: {error:#}");
+                let now = shared.now();
+                let pause = if now.since(self.lost_at) < EAGER_FOR { EAGER } else { PATIENT };
+                self.retry_at = Some(now + pause);
+                false
+            }
+        }
+    }
+
+    fn try_connect(&self) -> anyhow::Result<Device> {
+        let front = FrontEnd::connect(&self.spec.vhost_socket, WANTED)?;
+        ensure!(front.features().contains(self.features), "the device offers less than the one before");
+        attach(front, &self.nic)
+    }
+
+    fn lose(&mut self, shared: &Shared, why: &str) {
+        self.losses += 1;
+        // A device that misbehaves again and again does not fill the log.
+        if self.losses.is_power_of_two() {
+            warn!(interface = %self.spec.name, times = self.losses, "the device is lost: {why}");
+        }
+        self.device = None;
+        self.nic.borrow_mut().detach();
+        shared.handle(Event::Carrier(self.dev, false));
+        let now = shared.now();
+        self.lost_at = now;
+        self.retry_at = Some(now + EAGER);
+    }
+}
+
+/// Gives a connected device fresh rings.
+fn attach(mut front: FrontEnd, nic: &Rc<RefCell<Nic>>) -> anyhow::Result<Device> {
+    let mut nic = nic.borrow_mut();
+    if !front.features().contains(REQUIRED) {
+        bail!("the device lacks {:?}", REQUIRED - front.features());
+    }
+    nic.reset(front.features())?;
+    let region = nic.region().clone();
+    let layouts = nic.layouts();
+    match front.start(&region, &layouts, nic.queue_pairs()) {
+        Ok(bells) => {
+            let (mut kick, mut calls, mut errors) = (Vec::new(), Vec::new(), Vec::new());
+            for ring in bells {
+                kick.push(ring.kick);
+                calls.push(ring.call);
+                errors.push(ring.err);
+            }
+            nic.attach(Attachment { kick });
+            Ok(Device { front, calls, errors })
+        }
+        Err(error) => {
+            nic.detach();
+            Err(error.into())
+        }
+    }
+}
+
+/// Connects when the host starts: nicd may be a moment behind.
+fn first_connect(spec: &InterfaceSpec) -> anyhow::Result<FrontEnd> {
+    let began = std::time::Instant::now();
+    loop {
+        match FrontEnd::connect(&spec.vhost_socket, WANTED) {
+            Ok(front) => return Ok(front),
+            Err(error) if began.elapsed() >= FIRST_CONNECT => {
+                return Err(error).with_context(|| format!("interface {}: no device at {}", spec.name, spec.vhost_socket.display()));
+            }
+            Err(_) => std::thread::sleep(EAGER),
+        }
+    }
+}

@@ -1,0 +1,88 @@
+//! What the kernel counts, as the service sends it.
+
+use crate::host::Shared;
+use ringlab_counters::{Counter as CounterName, Counters};
+use ringlab_kernel::stat::Stats;
+use ringlab_proto::host::{Counter, CpuStats, HostStats, InterfaceStats, NeighbourInfo, Route, Vector};
+use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
+
+/// Everything that the host has counted.
+pub fn collect(shared: &Shared) -> HostStats {
+    let kernel = shared.kernel();
+    let stats = kernel.stats();
+    HostStats {
+        cpus: cpus(&stats),
+        vectors: stats.vectors.iter().map(|v| Vector { name: v.name.clone(), cpu: u32::from(v.cpu), counts: v.counts.clone() }).collect(),
+        interfaces: interfaces(&stats),
+        mib: counters(&stats.mib),
+        copies: counters(&stats.copies),
+        drops: counters(&stats.drops).into_iter().filter(|c| c.value > 0).collect(),
+        tasks: Vec::new(),
+        sockets: Vec::new(),
+        neighbours: stats
+            .neighbours
+            .iter()
+            .map(|n| NeighbourInfo {
+                ipv4: n.addr.to_string(),
+                dev: n.dev.clone(),
+                mac: n.mac.map_or(String::new(), |m| m.to_string()),
+                state: n.state.to_owned(),
+            })
+            .collect(),
+        routes: stats
+            .routes
+            .iter()
+            .map(|r| Route {
+                prefix: r.prefix.clone(),
+                via: r.via.as_ref().map_or(String::new(), Ipv4Addr::to_string),
+                dev: r.dev.clone(),
+                metric: r.metric,
+            })
+            .collect(),
+        uptime_ns: shared.now().0,
+    }
+}
+
+/// TCP ports on which somebody listens.
+pub fn listening_ports(_shared: &Shared) -> BTreeSet<u16> {
+    BTreeSet::new()
+}
+
+fn cpus(stats: &Stats) -> Vec<CpuStats> {
+    let cpu = |(i, c): (usize, &ringlab_kernel::cpu::account::CpuStat)| CpuStats {
+        cpu: i as u32,
+        hardirqs: c.hardirqs,
+        net_rx_softirqs: c.net_rx_softirqs,
+        net_tx_softirqs: c.net_tx_softirqs,
+        timer_softirqs: c.timer_softirqs,
+        napi_polls: c.napi_polls,
+        napi_packets: c.napi_packets,
+        time_squeeze: c.time_squeeze,
+        ksoftirqd_runs: c.ksoftirqd_runs,
+        context_switches: c.context_switches,
+        syscalls: c.syscalls,
+        mode_switches: c.mode_switches,
+        backlog_dropped: c.backlog_dropped,
+        wakeups: c.wakeups,
+    };
+    stats.cpus.iter().enumerate().map(cpu).collect()
+}
+
+fn interfaces(stats: &Stats) -> Vec<InterfaceStats> {
+    let interface = |i: &ringlab_kernel::stat::Interface| InterfaceStats {
+        name: i.name.clone(),
+        ifindex: i.index.0,
+        up: i.up,
+        carrier: i.carrier,
+        mac: i.mac.to_string(),
+        ipv4: i.ipv4.iter().map(|(addr, len)| format!("{addr}/{len}")).collect(),
+        mtu: i.mtu,
+        counters: counters(&i.counters),
+    };
+    stats.interfaces.iter().map(interface).collect()
+}
+
+fn counters<C: CounterName, const N: usize>(all: &Counters<C, N>) -> Vec<Counter> {
+    all.iter().map(|(name, value)| Counter { name: name.to_owned(), value }).collect()
+}
