@@ -126,9 +126,11 @@ impl DeviceQueue {
         Ok(())
     }
 
-    /// Where it stands, after publishing: for the device that comes next.
+    /// Where it stands: for the device that comes next. Chains taken and not returned
+    /// are left for that one to take again, so both halves are what was published; a
+    /// front end that keeps only one of them loses nothing.
     pub fn base(&self) -> VringBase {
-        VringBase { avail: self.avail, used: self.used }
+        VringBase { avail: self.published, used: self.published }
     }
 
     /// The memory behind the addresses.

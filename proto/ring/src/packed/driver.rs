@@ -245,7 +245,7 @@ impl<T> DriverQueue<T> {
         let (id, len) = (meta.id(), meta.len());
         let Some(chain) = self.chains.get_mut(usize::from(id)) else { return Err(self.fail(RingError::UnknownId(id))) };
         let capacity = chain.writable;
-        if len > capacity {
+        if len > capacity && chain.descs != 0 {
             return Err(self.fail(RingError::UsedLength { len, capacity }));
         }
         let Some((token, descs)) = chain.take() else { return Err(self.fail(RingError::UnknownId(id))) };

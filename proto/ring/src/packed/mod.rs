@@ -18,6 +18,8 @@
 //! checked. What breaks a rule is a [`RingError`] that names the rule; a queue that
 //! saw one stays stopped.
 
+#![cfg_attr(loom, allow(dead_code, unused_imports))]
+
 mod desc;
 mod device;
 mod driver;
