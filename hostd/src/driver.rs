@@ -184,7 +184,13 @@ impl Nic {
 
     /// The rule that the device broke; it is to be detached then.
     pub fn take_error(&mut self) -> Option<DeviceError> {
-        self.error.take()
+        // A broken event word shows where nothing is popped.
+        let broken = |(i, p): (usize, &Pair)| {
+            let rings = p.rings.as_ref()?;
+            let of = |queue: usize, error| DeviceError::Ring { queue: queue as u16, error };
+            rings.rx.error().map(|e| of(2 * i, e)).or(rings.tx.error().map(|e| of(2 * i + 1, e)))
+        };
+        self.error.take().or_else(|| self.pairs.iter().enumerate().find_map(broken))
     }
 
     /// Rings the doorbell of a queue's transmit ring.
@@ -507,3 +513,6 @@ impl NetDriver for RingDriver {
         self.nic.borrow().pending(queue)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -270,6 +270,11 @@ impl<T> DriverQueue<T> {
         self.failed.is_none() && self.ring.meta(self.used.index, Ordering::Acquire).is_used(self.used.wrap)
     }
 
+    /// The rule that the device broke, if it has: the queue is dead.
+    pub fn error(&self) -> Option<RingError> {
+        self.failed
+    }
+
     /// Publishes what is staged, and tells whether the device wants to know of what was
     /// published since the last call. A nonsensical event word stops the queue: the next `pop_used` says so.
     #[inline]
