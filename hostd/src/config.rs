@@ -324,7 +324,8 @@ mod tests {
 
     #[test]
     fn hostile_values_are_refused_by_name() {
-        let cases: [(fn(&mut HostConfig), &str); 11] = [
+        type Spoil = fn(&mut HostConfig);
+        let cases: [(Spoil, &str); 11] = [
             (|c| c.cpus = 65, "cpus"),
             (|c| c.cpus = 0, "cpus"),
             (|c| c.poll = "hard".into(), "poll"),

@@ -399,9 +399,6 @@ impl Shared {
     /// Ends all tasks of a program and tells whoever started it.
     fn exit_group(&self, process: &Process, exit: Exit) {
         for task in process.tasks() {
-            if self.is_blocked(task) {
-                self.handle(Event::Signal(task));
-            }
             self.end_task(task);
             process.remove_task(task);
         }
@@ -412,7 +409,13 @@ impl Shared {
         // The body may hold the last references to its memory: drop it outside the borrow.
         let ended = self.tasks.borrow_mut().remove(&task.0);
         drop(ended);
-        let _ = self.syscall(task, Call::Exit(0));
+        if self.is_blocked(task) {
+            self.kernel.borrow_mut().exit(task);
+            // What closing its descriptors has set going.
+            self.handle(Event::Timer);
+        } else {
+            self.syscall(task, Call::Exit(0));
+        }
         self.calls.borrow_mut().remove(&task.0);
         self.arenas.0.borrow_mut().remove(&task.0);
     }

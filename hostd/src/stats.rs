@@ -2,8 +2,10 @@
 
 use crate::host::Shared;
 use ringlab_counters::{Counter as CounterName, Counters};
+use ringlab_kernel::cpu::sched::TaskState;
 use ringlab_kernel::stat::Stats;
-use ringlab_proto::host::{Counter, CpuStats, HostStats, InterfaceStats, NeighbourInfo, Route, Vector};
+use ringlab_kernel::tcp::State;
+use ringlab_proto::host::{Counter, CpuStats, HostStats, InterfaceStats, NeighbourInfo, Route, SocketInfo, TaskInfo, Vector};
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
@@ -18,8 +20,8 @@ pub fn collect(shared: &Shared) -> HostStats {
         mib: counters(&stats.mib),
         copies: counters(&stats.copies),
         drops: counters(&stats.drops).into_iter().filter(|c| c.value > 0).collect(),
-        tasks: Vec::new(),
-        sockets: Vec::new(),
+        tasks: kernel.tasks_info().iter().map(task).collect(),
+        sockets: kernel.sockets_info().iter().map(socket).collect(),
         neighbours: stats
             .neighbours
             .iter()
@@ -45,8 +47,48 @@ pub fn collect(shared: &Shared) -> HostStats {
 }
 
 /// TCP ports on which somebody listens.
-pub fn listening_ports(_shared: &Shared) -> BTreeSet<u16> {
-    BTreeSet::new()
+pub fn listening_ports(shared: &Shared) -> BTreeSet<u16> {
+    let sockets = shared.kernel().sockets_info();
+    sockets.iter().filter(|s| s.netid == "tcp" && s.state == "LISTEN").map(|s| s.local.port()).collect()
+}
+
+fn task(t: &ringlab_kernel::cpu::sched::TaskInfo) -> TaskInfo {
+    let state = match t.state {
+        TaskState::Running | TaskState::Runnable => "R",
+        TaskState::Interruptible => "S",
+    };
+    TaskInfo {
+        pid: t.id.0,
+        comm: t.comm.clone(),
+        state: state.to_owned(),
+        wchan: t.wchan.to_owned(),
+        voluntary_switches: t.nvcsw,
+        syscalls: t.syscalls,
+    }
+}
+
+fn socket(s: &ringlab_kernel::vfs::SocketInfo) -> SocketInfo {
+    let info = s.tcp.as_ref().filter(|t| t.state == State::Established).map_or(String::new(), |t| {
+        let ms = |us: u32| f64::from(us) / 1000.0;
+        format!(
+            "cwnd:{} ssthresh:{} rtt:{} rto:{} mss:{} retrans:{}",
+            t.cwnd,
+            t.ssthresh,
+            ms(t.srtt_us),
+            ms(t.rto_us),
+            t.mss,
+            t.total_retrans
+        )
+    });
+    SocketInfo {
+        proto: s.netid.to_owned(),
+        state: s.state.to_owned(),
+        local: s.local.to_string(),
+        peer: s.peer.to_string(),
+        recv_q: s.recv_q.into(),
+        send_q: s.send_q.into(),
+        info,
+    }
 }
 
 fn cpus(stats: &Stats) -> Vec<CpuStats> {

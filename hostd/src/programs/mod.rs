@@ -24,6 +24,9 @@ mod stream;
 mod stream_server;
 mod stream_wire;
 
+#[cfg(test)]
+mod tests;
+
 use crate::host::Body;
 use clap::Parser;
 use ringlab_kernel::errno::Errno;

@@ -80,7 +80,7 @@ impl Kernel {
             last.owner = core::mem::take(&mut skb.owner);
             last.truesize = skb.truesize;
         }
-        self.consume_skb(skb);
+        self.skbs.put(skb);
         Ok(())
     }
 

@@ -261,7 +261,7 @@ impl Kernel {
             }
         }
         for piece in rest {
-            self.consume_skb(piece);
+            self.skbs.put(piece);
         }
         hdr.total = total as u16;
         hdr.frag_off = 0;
