@@ -101,7 +101,10 @@ impl Nic {
             }
             Some(DeviceConfig::Tap(tap)) => {
                 let setup = TapSetup { mac: Some(new.mac), mtu: new.mtu };
-                Device::Tap(Box::new(open_tap(tap, setup, poller, |queue| Token::TapDevice(at, queue))?))
+                let side = open_tap(tap, setup, poller, |queue| Token::TapDevice(at, queue))?;
+                // As a NIC without a cable; `on_change` shows the carrier when it comes.
+                side.tap.set_carrier(false).map_err(|e| CommandError::Failed(format!("tap {}: carrier: {e}", tap.name)))?;
+                Device::Tap(Box::new(side))
             }
         };
         let medium = match &new.wire {

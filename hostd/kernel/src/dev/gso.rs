@@ -80,7 +80,7 @@ impl Kernel {
             last.owner = core::mem::take(&mut skb.owner);
             last.truesize = skb.truesize;
         }
-        self.skbs.put(skb);
+        self.consume_skb(skb);
         Ok(())
     }
 

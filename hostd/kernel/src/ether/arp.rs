@@ -70,7 +70,8 @@ impl Kernel {
         }
         let dev = IfIndex(skb.dev);
         let loopback = self.devs.get(dev).is_none_or(|d| d.is_loopback());
-        if loopback || arp.tip.is_multicast() || arp.tip.is_loopback() || self.inet_addr_type(arp.sip) == RouteKind::Broadcast {
+        let nobody = !arp.sip.is_unspecified() && matches!(self.inet_addr_type(arp.sip), RouteKind::Broadcast | RouteKind::Multicast);
+        if loopback || nobody || arp.tip.is_multicast() || arp.tip.is_loopback() {
             return self.kfree_skb(skb, DropReason::ArpIgnored);
         }
         if self.arp_process(dev, &arp, skb.pkt_type == PacketType::Host) {

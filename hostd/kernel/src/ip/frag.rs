@@ -261,7 +261,7 @@ impl Kernel {
             }
         }
         for piece in rest {
-            self.skbs.put(piece);
+            self.consume_skb(piece);
         }
         hdr.total = total as u16;
         hdr.frag_off = 0;

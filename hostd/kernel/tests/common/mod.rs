@@ -6,10 +6,12 @@
 //! only when the doorbell was rung, and interrupt only when unmasked, so that a lost wake-up shows.
 #![allow(dead_code)]
 
+pub mod build;
 pub mod driver;
 pub mod frame;
 pub mod memory;
 
+pub use build::Path;
 pub use driver::{Port, PortConfig};
 pub use frame::Frame;
 pub use memory::Memory;
@@ -359,6 +361,16 @@ impl Lab {
             self.sent += 1;
             self.in_flight.insert((at, self.sent), (link, dir, frame.clone()));
         }
+    }
+
+    /// Lets the test's end of a link answer the ARP requests that it has received.
+    pub fn answer_arp(&mut self, link: usize) {
+        let asked: Vec<Frame> = self.received.iter().filter(|r| r.0 == link && r.1.arp_op() == 1).map(|r| r.1.clone()).collect();
+        self.received.retain(|r| r.0 != link || r.1.arp_op() != 1);
+        for frame in asked {
+            self.inject(link, Dir::Backward, Path::arp_reply(&frame));
+        }
+        self.run_for(Duration::from_millis(1));
     }
 
     /// Frames sent so far on a link in a direction for which `which` holds.

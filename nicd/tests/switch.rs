@@ -1,0 +1,97 @@
+//! A switch of three ports, with a node on each.
+
+mod common;
+
+use common::{ALL, Dir, Driver, Nicd, Rings, plain_frame, tcp_frame, until};
+use std::time::Duration;
+
+struct Lan {
+    switch: Nicd,
+    _nodes: Vec<Nicd>,
+    hosts: Vec<Driver>,
+    _dir: Dir,
+}
+
+fn mac(i: usize) -> [u8; 6] {
+    [2, 0, 0, 0, 0, i as u8 + 1]
+}
+
+fn lan() -> Lan {
+    let dir = Dir::new();
+    let mut switch = Nicd::start(
+        &dir,
+        "sw",
+        &[
+            "--bridge",
+            "--port",
+            "p0",
+            "--wire",
+            "p0=cable:0.cable,listen",
+            "--port",
+            "p1",
+            "--wire",
+            "p1=cable:1.cable,listen",
+            "--port",
+            "p2",
+            "--wire",
+            "p2=cable:2.cable,listen",
+        ],
+    );
+    let nodes: Vec<_> = (0..3)
+        .map(|i| {
+            let port = format!("eth0,vhost={i}.sock,mac=02:00:00:00:00:0{}", i + 1);
+            Nicd::start(&dir, &format!("n{i}"), &["--port", &port, "--wire", &format!("eth0=cable:{i}.cable")])
+        })
+        .collect();
+    until("all links are up", || switch.stats().ports.iter().all(|p| p.link_up));
+    let hosts = (0..3).map(|i| Driver::connect(&dir.path(&format!("{i}.sock")), ALL, Rings::default())).collect();
+    Lan { switch, _nodes: nodes, hosts, _dir: dir }
+}
+
+#[test]
+fn the_unknown_is_flooded_the_known_forwarded_and_nothing_returns() {
+    let mut lan = lan();
+    let first = plain_frame(mac(1), mac(0), 100, 1);
+    lan.hosts[0].send(&first);
+    assert_eq!(lan.hosts[1].receive().1, first);
+    assert_eq!(lan.hosts[2].receive().1, first, "nobody knows yet where it is");
+    let second = plain_frame(mac(0), mac(1), 100, 2);
+    lan.hosts[1].send(&second);
+    assert_eq!(lan.hosts[0].receive().1, second);
+    let third = plain_frame(mac(1), mac(0), 1514, 3);
+    lan.hosts[0].send(&third);
+    assert_eq!(lan.hosts[1].receive().1, third);
+    let broadcast = plain_frame([0xff; 6], mac(2), 60, 4);
+    lan.hosts[2].send(&broadcast);
+    assert_eq!(lan.hosts[0].receive().1, broadcast);
+    assert_eq!(lan.hosts[1].receive().1, broadcast);
+    for host in &mut lan.hosts {
+        assert_eq!(host.receive_within(Duration::from_millis(20)), None);
+    }
+    let counters = lan.switch.counters("p0");
+    assert_eq!((counters["switch_flooded"], counters["switch_forwarded"]), (1, 1));
+    assert_eq!((counters["rx_packets"], counters["tx_packets"]), (2, 2));
+    assert_eq!((counters["rx_bytes"], counters["tx_bytes"]), (1614, 160));
+    let fdb: Vec<_> = lan.switch.stats().fdb.into_iter().map(|e| (e.mac, e.port)).collect();
+    let want: Vec<_> = (0..3).map(|i| (mac(i).to_vec(), format!("p{i}"))).collect();
+    assert_eq!(fdb, want);
+}
+
+#[test]
+fn whole_segments_pass_and_a_port_that_goes_down_is_forgotten() {
+    let mut lan = lan();
+    lan.hosts[1].send(&plain_frame(mac(0), mac(1), 60, 1));
+    lan.hosts[0].receive();
+    let payload: Vec<u8> = (0..60_000u32).map(|i| (i * 3) as u8).collect();
+    let (header, frame) = tcp_frame(mac(1), mac(0), (1, 2), &payload, 1448);
+    for _ in 0..100 {
+        lan.hosts[0].send_with(&header, &frame);
+        let (got, octets) = lan.hosts[1].receive();
+        assert_eq!(got.gso_size, 1448);
+        assert!(octets == frame);
+    }
+    assert_eq!(lan.switch.counters("p1")["switch_dropped"], 0);
+    let down = ringlab_proto::nic::SetLinkRequest { port: "p1".into(), up: Some(false), impairment: None };
+    lan.switch.call(async |mut client| client.set_link(down).await).expect("changed");
+    until("forgotten", || lan.switch.stats().fdb.iter().all(|e| e.port != "p1"));
+}
