@@ -41,7 +41,11 @@ struct Mapping {
 enum Backing {
     Heap,
     #[cfg(feature = "std")]
-    Memfd(std::os::fd::OwnedFd),
+    Memfd {
+        fd: std::os::fd::OwnedFd,
+        /// Octets of the mapping: the region's, rounded up to pages of the file.
+        mapped: usize,
+    },
 }
 
 // SAFETY: the mapping is plain memory, valid from any thread for its life; all
@@ -143,23 +147,28 @@ mod memfd {
         /// `InvalidInput` if the file is shorter than `offset + len` or `len` is 0;
         /// else what `fstat` or `mmap` answers.
         pub fn map(fd: OwnedFd, offset: u64, len: usize) -> io::Result<Self> {
-            let size = fstat(&fd)?.st_size as u64;
+            let stat = fstat(&fd)?;
+            let size = u64::try_from(stat.st_size).unwrap_or(0);
             let end = offset.checked_add(len as u64).ok_or(io::ErrorKind::InvalidInput)?;
             if len == 0 || end > size {
                 return Err(io::Error::new(io::ErrorKind::InvalidInput, "mapping lies outside the file"));
             }
+            // Huge pages (hugetlbfs, as DPDK and QEMU use) are mapped and unmapped whole;
+            // what lies behind `len` is never touched.
+            let page = usize::try_from(stat.st_blksize).ok().filter(|b| b.is_power_of_two()).unwrap_or(PAGE);
+            let mapped = len.checked_next_multiple_of(page).ok_or(io::ErrorKind::InvalidInput)?;
             // SAFETY: a fresh mapping at an address of the kernel's choice; nothing
             // else aliases it in this process, and it lives until `Mapping` drops.
-            let base = unsafe { mmap(core::ptr::null_mut(), len, ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED, &fd, offset)? };
+            let base = unsafe { mmap(core::ptr::null_mut(), mapped, ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED, &fd, offset)? };
             let base = NonNull::new(base.cast()).ok_or(io::ErrorKind::AddrNotAvailable)?;
-            Ok(Self { mapping: Arc::new(Mapping { base, len, backing: Backing::Memfd(fd) }) })
+            Ok(Self { mapping: Arc::new(Mapping { base, len, backing: Backing::Memfd { fd, mapped } }) })
         }
 
         /// The file behind the region, to hand to another process; `None` on the heap.
         pub fn fd(&self) -> Option<BorrowedFd<'_>> {
             match &self.mapping.backing {
                 Backing::Heap => None,
-                Backing::Memfd(fd) => Some(fd.as_fd()),
+                Backing::Memfd { fd, .. } => Some(fd.as_fd()),
             }
         }
 
@@ -185,7 +194,7 @@ impl Drop for Mapping {
                 unsafe { dealloc(self.base.as_ptr(), layout) };
             }
             #[cfg(feature = "std")]
-            Backing::Memfd(_) => memfd::unmap(self.base, self.len),
+            Backing::Memfd { mapped, .. } => memfd::unmap(self.base, mapped),
         }
     }
 }
@@ -267,35 +276,49 @@ impl<'m> Slice<'m> {
     /// Adds the octets to an Internet checksum accumulator (RFC 1071), as 16-bit
     /// big-endian words starting at an even position; an odd last octet is padded
     /// with zero. Fold with [`fold`].
+    #[inline]
     pub fn checksum_add(&self, sum: u64) -> u64 {
-        let mut sum = sum;
-        let mut block = [0u8; 256];
-        let mut at = 0;
-        while at < self.len {
-            let n = block.len().min(self.len - at);
-            // SAFETY: at + n ≤ self.len; block is private.
-            unsafe { core::ptr::copy_nonoverlapping(self.base.as_ptr().add(at), block.as_mut_ptr(), n) };
-            sum = checksum_add(&block[..n], sum);
-            at += n;
-        }
-        sum
+        // SAFETY: the view holds `len` octets; they are only copied to registers.
+        unsafe { checksum_raw(self.base.as_ptr(), self.len, sum) }
     }
 }
 
 /// Adds octets to an Internet checksum accumulator (RFC 1071).
-pub fn checksum_add(bytes: &[u8], mut sum: u64) -> u64 {
-    let mut words = bytes.chunks_exact(4);
-    for w in &mut words {
-        sum += u64::from(u32::from_be_bytes([w[0], w[1], w[2], w[3]]));
+#[inline]
+pub fn checksum_add(bytes: &[u8], sum: u64) -> u64 {
+    // SAFETY: the slice holds its length.
+    unsafe { checksum_raw(bytes.as_ptr(), bytes.len(), sum) }
+}
+
+/// The sum is the same in any byte order and any word width, swapped at the end (RFC 1071
+/// §2 B): adds native 32-bit words to 64-bit lanes, which the compiler makes vectors of.
+///
+/// # Safety
+/// `len` octets from `at` are readable. Another process may be writing them.
+unsafe fn checksum_raw(at: *const u8, len: usize, sum: u64) -> u64 {
+    const BLOCK: usize = 64;
+    const LANES: usize = BLOCK / 4;
+    let mut lanes = [0u64; LANES];
+    let blocks = len / BLOCK;
+    for i in 0..blocks {
+        // SAFETY: block `i` ends at or before `len`; no alignment is assumed.
+        let block = unsafe { at.add(i * BLOCK).cast::<[u32; LANES]>().read_unaligned() };
+        for (lane, word) in lanes.iter_mut().zip(block) {
+            *lane += u64::from(word);
+        }
     }
-    match *words.remainder() {
-        [] => {}
-        [a] => sum += u64::from(u16::from_be_bytes([a, 0])) << 16,
-        [a, b] => sum += u64::from(u16::from_be_bytes([a, b])) << 16,
-        [a, b, c] => sum += u64::from(u32::from_be_bytes([a, b, c, 0])),
-        _ => unreachable!("remainder of chunks of four"),
+    let mut native: u64 = lanes.iter().map(|lane| (lane >> 32) + (lane & 0xffff_ffff)).sum();
+    let rest = len % BLOCK;
+    if rest > 0 {
+        let mut block = [0u8; BLOCK];
+        // SAFETY: the rest ends at `len`; the block is private and longer.
+        unsafe { core::ptr::copy_nonoverlapping(at.add(blocks * BLOCK), block.as_mut_ptr(), rest) };
+        for word in block.as_chunks::<4>().0 {
+            native += u64::from(u32::from_ne_bytes(*word));
+        }
     }
-    sum
+    // Sixteen bits a call: the accumulator never overflows.
+    sum + u64::from(u16::from_be(fold(native)))
 }
 
 /// Folds an accumulator to the 16-bit one's complement sum (not complemented).
@@ -318,6 +341,29 @@ mod tests {
         assert!(r.slice(4096, 1).is_err());
         assert!(r.slice(u64::MAX, 2).is_err());
         assert!(r.slice(0, 4096).expect("whole").sub(4000, 97).is_err());
+    }
+
+    /// RFC 1071 word for word.
+    fn plain_sum(bytes: &[u8]) -> u64 {
+        bytes.chunks(2).map(|w| u64::from(u16::from_be_bytes([w[0], w.get(1).copied().unwrap_or(0)]))).sum()
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn checksum_matches_the_plain_sum(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..700), at in 0u64..9, start in 0u64..1 << 40) {
+            let region = Region::heap(4096);
+            let view = region.slice(at, bytes.len()).expect("inside");
+            view.write(&bytes);
+            let want = fold(start + plain_sum(&bytes));
+            proptest::prop_assert_eq!(fold(view.checksum_add(start)), want);
+            proptest::prop_assert_eq!(fold(checksum_add(&bytes, start)), want);
+        }
+    }
+
+    #[test]
+    fn checksum_of_all_ones_is_not_zero() {
+        assert_eq!(fold(checksum_add(&[0xff; 65536], 0)), 0xffff);
+        assert_eq!(fold(checksum_add(&[0; 999], 0)), 0);
     }
 
     #[test]
