@@ -10,6 +10,7 @@ pub mod build;
 pub mod driver;
 pub mod frame;
 pub mod memory;
+pub mod tasks;
 
 pub use build::Path;
 pub use driver::{Port, PortConfig};
