@@ -212,6 +212,10 @@ impl Kernel {
             (true, false) => saddr,
             (true, true) => Ipv4Addr::LOCALHOST,
         };
+        // Who sends to all or to a group from one of the host's addresses means that address's link.
+        let to_many = daddr.is_multicast() || daddr.is_broadcast();
+        let by_source = oif == 0 && to_many && !saddr.is_unspecified();
+        let oif = if by_source { self.dev_get_by_addr(saddr).unwrap_or(0) } else { oif };
         let pick = |auto: Ipv4Addr| if saddr.is_unspecified() { auto } else { saddr };
         let fib = &self.fib;
         if let Some(e) = fib.local.lookup(daddr.to_bits(), 0) {
