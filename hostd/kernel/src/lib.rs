@@ -182,6 +182,7 @@ impl Kernel {
     /// Feeds one input; `now` never decreases. Then drain [`Self::poll_effect`].
     pub fn handle(&mut self, now: Instant, event: Event) {
         self.now = self.now.max(now);
+        self.run_ksoftirqd();
         match event {
             Event::Interrupt(dev, queue) => self.do_irq(dev, queue),
             Event::Carrier(dev, on) => self.netif_carrier(dev, on),
@@ -190,7 +191,6 @@ impl Kernel {
             Event::Timer => {}
         }
         self.run_local_timers();
-        self.run_ksoftirqd();
         for _ in 0..MAX_ROUNDS {
             self.schedule();
             if !self.run_pending_softirqs() {

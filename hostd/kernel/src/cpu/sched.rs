@@ -252,9 +252,14 @@ impl Kernel {
         self.trace(Point::SchedSwitch, 0, [id.0.into(), next.into(), 0, 0]);
     }
 
-    /// True if a task can run: `schedule` has something to do (Linux `need_resched`).
+    /// True if a task can run: `schedule` has something to do.
     pub(crate) fn tasks_runnable(&self) -> bool {
         self.tasks.runnable > 0
+    }
+
+    /// True if a task waits for this CPU (Linux `need_resched`).
+    pub(crate) fn need_resched(&self, cpu: u16) -> bool {
+        self.tasks.runq.get(usize::from(cpu)).is_some_and(|q| !q.is_empty())
     }
 
     /// Lets runnable tasks go on with their calls. No socket is out. Does nothing if none is.

@@ -30,7 +30,7 @@ impl Kernel {
             if self.cpu().pending.is_empty() {
                 return;
             }
-            if self.tasks_runnable() {
+            if self.need_resched(self.this_cpu) {
                 break;
             }
         }
@@ -58,7 +58,7 @@ impl Kernel {
         self.cpu().in_softirq = false;
     }
 
-    /// Lets `ksoftirqd` of each CPU have one round of what was left to it before this event.
+    /// Lets `ksoftirqd` of each CPU have one round of what was left to it by an earlier event.
     pub(crate) fn run_ksoftirqd(&mut self) {
         let interrupted = self.this_cpu;
         for cpu in 0..self.cpus.count() {
