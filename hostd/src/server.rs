@@ -86,7 +86,7 @@ fn bind(path: &Path) -> anyhow::Result<UnixListener> {
         Err(error) => return Err(error.into()),
     }
     // Not `chmod` after `bind`: there would be a moment in which others could connect.
-    let mask = rustix::process::umask(Mode::RWXG | Mode::RWXO);
+    let mask = rustix::process::umask(Mode::XUSR | Mode::RWXG | Mode::RWXO);
     let listener = UnixListener::bind(path);
     rustix::process::umask(mask);
     Ok(listener?)
