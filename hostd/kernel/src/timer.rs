@@ -95,6 +95,7 @@ impl Timers {
     }
 
     /// The earliest deadline; may be early if timers moved, never late.
+    #[expect(clippy::should_implement_trait, reason = "it takes nothing out")]
     pub fn next(&mut self) -> Option<Instant> {
         while let Some(&Reverse((at, _, key))) = self.queue.peek() {
             match self.deadline.get_mut(&key) {

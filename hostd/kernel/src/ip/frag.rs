@@ -120,7 +120,7 @@ impl Kernel {
         let more = hdr.frag_off & MF != 0;
         self.trace(Point::IpDefrag, skb.id, [u64::from(hdr.id), u64::from(start), u64::from(more), 0]);
         let mut end = start + skb.len() - hdr.len() as u32;
-        if more && end % 8 != 0 {
+        if more && !end.is_multiple_of(8) {
             end &= !7;
             skb.trim(end - start + hdr.len() as u32);
         }

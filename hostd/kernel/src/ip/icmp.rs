@@ -87,7 +87,7 @@ impl Idents {
         }
         let bucket = &mut self.buckets[(hash >> 32) as usize % Self::BUCKETS];
         let elapsed = (now - bucket.1).min(u64::from(u32::MAX));
-        let step = if elapsed == 0 { 0 } else { (u64::from(random) * elapsed >> 32) as u32 };
+        let step = if elapsed == 0 { 0 } else { ((u64::from(random) * elapsed) >> 32) as u32 };
         let id = bucket.0.wrapping_add(step).wrapping_add(hash as u32 & 0xffff);
         *bucket = (bucket.0.wrapping_add(step).wrapping_add(u32::from(segs)), now);
         id as u16

@@ -9,6 +9,12 @@
 //! Headers are parsed from a copy ([`SkBuff::copy_bits`]): the device may write
 //! its buffers at any time.
 
+mod cb;
+#[cfg(test)]
+mod tests;
+
+pub use cb::{Checksum, Gso, IpCb, PacketType, TcpCb};
+
 use crate::time::Instant;
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -37,113 +43,6 @@ impl Frag {
     pub fn slice(&self) -> Slice<'_> {
         self.buf.slice(self.off, self.len)
     }
-}
-
-/// How far the transport checksum has been dealt with (Linux `ip_summed`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Checksum {
-    /// Receive: to be verified. Transmit: complete in the packet (`CHECKSUM_NONE`).
-    #[default]
-    None,
-    /// Receive: the device, or a peer on the same wire, vouches for it (`CHECKSUM_UNNECESSARY`).
-    Unnecessary,
-    /// Transmit: the device completes it from `start` to the end and stores it at `start + offset`; the field holds the pseudo-header sum (`CHECKSUM_PARTIAL`).
-    Partial {
-        /// Receive: from the network header. Transmit: from the start of the current data; IP and
-        /// Ethernet move it when they push their headers ([`SkBuff::shift_csum`]).
-        start: u16,
-        /// From `start`.
-        offset: u16,
-    },
-}
-
-/// A packet of several segments (Linux `skb_shared_info` GSO fields), TCP over IPv4.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Gso {
-    /// Octets of payload a segment.
-    pub size: u16,
-    /// Segments.
-    pub segs: u16,
-    /// The last segment carries CWR on the first segment only (`SKB_GSO_TCP_ECN`).
-    pub ecn: bool,
-}
-
-/// To whom the link-layer address is addressed (Linux `PACKET_*`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum PacketType {
-    /// Us.
-    #[default]
-    Host,
-    /// All.
-    Broadcast,
-    /// A group.
-    Multicast,
-    /// Somebody else.
-    OtherHost,
-    /// Sent by us.
-    Outgoing,
-    /// Sent by us to all or to a group, and looped back.
-    Loopback,
-}
-
-/// What IP found in the header (Linux `IPCB` plus the header fields that upper layers ask for).
-#[derive(Debug, Clone, Copy, Default)]
-pub struct IpCb {
-    /// Source address, host order.
-    pub saddr: u32,
-    /// Destination address, host order.
-    pub daddr: u32,
-    /// Protocol number.
-    pub protocol: u8,
-    /// Time to live as received.
-    pub ttl: u8,
-    /// Type of service.
-    pub tos: u8,
-    /// Identification.
-    pub id: u16,
-    /// Don't Fragment was set.
-    pub df: bool,
-    /// Octets of the IP header.
-    pub hdr_len: u8,
-    /// The route says local broadcast or multicast.
-    pub non_unicast: bool,
-}
-
-/// What TCP found in the header, or is about to put there (Linux `TCP_SKB_CB`).
-#[derive(Debug, Clone, Copy, Default)]
-pub struct TcpCb {
-    /// First sequence number.
-    pub seq: u32,
-    /// Sequence number after the last octet, SYN and FIN counted.
-    pub end_seq: u32,
-    /// Acknowledgement number.
-    pub ack_seq: u32,
-    /// Flags octet (FIN 1, SYN 2, RST 4, PSH 8, ACK 16, URG 32, ECE 64, CWR 128).
-    pub flags: u8,
-    /// Retransmit-queue marks (Linux `sacked`): meaning belongs to `tcp`.
-    pub sacked: u8,
-    /// Source port.
-    pub sport: u16,
-    /// Destination port.
-    pub dport: u16,
-    /// Window field as received (not scaled).
-    pub window: u16,
-    /// Octets of the TCP header.
-    pub hdr_len: u8,
-    /// Timestamp value and echo, if the option is there.
-    pub ts: Option<(u32, u32)>,
-    /// When last sent, for RTT and RACK.
-    pub sent_at: Instant,
-    /// `tcp_sock.delivered` when sent, for rate samples.
-    pub delivered: u32,
-    /// `delivered_mstamp` when sent.
-    pub delivered_at: Instant,
-    /// `first_tx_mstamp` when sent.
-    pub first_sent_at: Instant,
-    /// Sender had no more data when this was sent.
-    pub app_limited: bool,
-    /// Urgent pointer as received.
-    pub urg: u16,
 }
 
 /// A packet.
@@ -302,6 +201,8 @@ impl SkBuff {
         }
         let Some(buf) = pool.alloc(headroom) else { return false };
         self.frags.insert(0, Frag { buf, off: headroom, len: 0 });
+        self.network_back = 0;
+        self.mac_back = 0;
         true
     }
 
@@ -549,14 +450,44 @@ impl SkBuff {
         true
     }
 
+    /// Forgets everything. Field by field: a new default would be built and moved, all fragments' room with it.
     fn reset(&mut self) {
-        *self = SkBuff::default();
+        // All by name, so that a field that is added is not forgotten.
+        let Self {
+            frags,
+            len,
+            id,
+            dev,
+            queue,
+            protocol,
+            pkt_type,
+            csum,
+            gso,
+            hash,
+            owner,
+            truesize,
+            priority,
+            mc_loop_off,
+            tstamp,
+            ip,
+            tcp,
+            network_back,
+            mac_back,
+        } = self;
+        frags.clear();
+        (*len, *id, *dev, *queue, *protocol, *hash, *owner, *truesize, *priority) = (0, 0, 0, 0, 0, 0, 0, 0, 0);
+        (*pkt_type, *csum, *gso) = (PacketType::default(), Checksum::default(), None);
+        (*mc_loop_off, *network_back, *mac_back) = (false, 0, 0);
+        *tstamp = Instant::default();
+        *ip = IpCb::default();
+        *tcp = TcpCb::default();
     }
 }
 
 /// Packets to use again, so that the fast path does not allocate (Linux `skbuff_cache`).
 #[derive(Debug, Default)]
 pub struct SkbCache {
+    #[expect(clippy::vec_box, reason = "a packet keeps its place in memory from queue to queue")]
     free: Vec<Box<SkBuff>>,
     /// Packets handed out so far: the next trace number.
     count: u64,
