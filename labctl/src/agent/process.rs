@@ -1,0 +1,274 @@
+//! Processes: started, watched by pidfd, known again by number and start time.
+
+use rustix::fd::OwnedFd;
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, Signal};
+use rustix::thread::CpuSet;
+use std::fs::OpenOptions;
+use std::io;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+/// How long a process may take to end by itself.
+pub const GRACE: Duration = Duration::from_millis(400);
+
+/// A process that was started here, or adopted.
+#[derive(Debug)]
+pub struct Process {
+    pid: u32,
+    start_time: u64,
+    pidfd: AsyncFd<OwnedFd>,
+    /// A child is reaped when it ends; an adopted process is init's.
+    child: Mutex<Option<Child>>,
+}
+
+impl Process {
+    /// Takes charge of a child.
+    pub fn of_child(child: Child) -> io::Result<Arc<Self>> {
+        let pid = child.id();
+        // A child that has ended but is not reaped keeps its number: this cannot meet another process.
+        let pidfd = open(pid)?;
+        let start_time = start_time(pid).unwrap_or(0);
+        Ok(Arc::new(Self { pid, start_time, pidfd: watch(pidfd)?, child: Mutex::new(Some(child)) }))
+    }
+
+    /// Finds the process again that had this number and start time. `None`: it has ended.
+    pub fn adopt(pid: u32, start_time_then: u64) -> io::Result<Option<Arc<Self>>> {
+        let pidfd = match open(pid) {
+            Ok(pidfd) => pidfd,
+            Err(error) if matches!(Errno::from_io_error(&error), Some(Errno::SRCH | Errno::INVAL)) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        // Read after the pidfd is open: if it matches, the pidfd is of this process.
+        if start_time(pid) != Some(start_time_then) || is_zombie(pid) {
+            return Ok(None);
+        }
+        Ok(Some(Arc::new(Self { pid, start_time: start_time_then, pidfd: watch(pidfd)?, child: Mutex::new(None) })))
+    }
+
+    /// Its number.
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// Start time, as `/proc` has it: clock ticks since boot.
+    pub fn start_time(&self) -> u64 {
+        self.start_time
+    }
+
+    /// Waits for its end. The status is known of children only, and to the first who asks.
+    pub async fn ended(&self) -> Option<ExitStatus> {
+        self.wait_end().await;
+        let mut child = self.child.lock().unwrap_or_else(PoisonError::into_inner).take()?;
+        child.wait().ok()
+    }
+
+    /// Waits for its end, and leaves the status to who asks [`Self::ended`].
+    pub async fn wait_end(&self) {
+        if let Err(error) = self.pidfd.ready(Interest::READABLE).await {
+            tracing::warn!(pid = self.pid, %error, "the process's end cannot be watched");
+        }
+    }
+
+    /// Whether it has ended.
+    pub fn has_ended(&self) -> bool {
+        let mut fds = [rustix::event::PollFd::new(self.pidfd.get_ref(), rustix::event::PollFlags::IN)];
+        rustix::event::poll(&mut fds, Some(&rustix::time::Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok_and(|ready| ready > 0)
+    }
+
+    /// Sends a signal, to it alone.
+    pub fn signal(&self, signal: Signal) {
+        // It may have ended meanwhile: that is no error.
+        let _ = rustix::process::pidfd_send_signal(self.pidfd.get_ref(), signal);
+    }
+
+    /// Sends a signal to it and to its process group, if it leads one.
+    pub fn signal_group(&self, signal: Signal) {
+        // As long as it is not reaped, no other group has its number.
+        let held = !self.has_ended() || self.child.lock().unwrap_or_else(PoisonError::into_inner).is_some();
+        if let (true, Some(pid)) = (held, Pid::from_raw(self.pid.cast_signed())) {
+            let _ = rustix::process::kill_process_group(pid, signal);
+        }
+        self.signal(signal);
+    }
+}
+
+/// Ends processes: asks all, waits, then kills those that are left. `group` reaches their children.
+pub async fn end_all(processes: &[Arc<Process>], group: bool) {
+    let send = |signal| {
+        for process in processes.iter().filter(|process| !process.has_ended()) {
+            if group { process.signal_group(signal) } else { process.signal(signal) }
+        }
+    };
+    let all_ended = async || {
+        for process in processes {
+            process.wait_end().await;
+        }
+    };
+    send(Signal::TERM);
+    if tokio::time::timeout(GRACE, all_ended()).await.is_err() {
+        send(Signal::KILL);
+        if tokio::time::timeout(Duration::from_secs(5), all_ended()).await.is_err() {
+            tracing::warn!("a killed process does not end; it hangs in the kernel");
+        }
+    }
+}
+
+/// What to start.
+#[derive(Debug)]
+pub struct Launch {
+    /// Program and arguments.
+    pub command: Command,
+    /// Where standard output and error go; appended to.
+    pub log: PathBuf,
+    /// CPU to stay on.
+    pub cpu: Option<u32>,
+}
+
+/// Starts a process. Its standard output is the log file, which identifies it.
+pub async fn launch(launch: Launch) -> io::Result<Child> {
+    let Launch { mut command, log, cpu } = launch;
+    on_thread(move || {
+        let log = OpenOptions::new().create(true).append(true).mode(0o600).open(log)?;
+        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        if let Some(cpu) = cpu {
+            let mut set = CpuSet::new();
+            set.set(cpu as usize);
+            rustix::thread::sched_setaffinity(None, &set)?;
+        }
+        command.spawn()
+    })
+    .await
+}
+
+/// Runs `f` on a thread of its own: whatever it changes of the thread (namespace, CPUs) its children inherit, and nobody else.
+pub async fn on_thread<T: Send + 'static>(f: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+    let (sender, receiver) = tokio::sync::oneshot::channel();
+    std::thread::Builder::new().name("launch".into()).spawn(move || sender.send(f()))?;
+    receiver.await.unwrap_or_else(|_| Err(io::Error::other("the launching thread panicked")))
+}
+
+/// Processes whose standard output is `log`: at most the one that was announced with it, and what it forked.
+pub fn with_stdout(log: &Path) -> Vec<(u32, u64)> {
+    let Ok(wanted) = std::fs::metadata(log) else { return Vec::new() };
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        let same = std::fs::metadata(entry.path().join("fd/1")).is_ok_and(|file| file.dev() == wanted.dev() && file.ino() == wanted.ino());
+        if let (true, Some(start)) = (same, start_time(pid)) {
+            found.push((pid, start));
+        }
+    }
+    found
+}
+
+/// What a process's end says: "exit status 1", "signal 9".
+pub fn describe(status: Option<ExitStatus>) -> String {
+    match status {
+        None => "ended".to_owned(),
+        Some(status) => match (status.code(), status.signal()) {
+            (Some(code), _) => format!("exit status {code}"),
+            (None, Some(signal)) => format!("signal {signal}"),
+            (None, None) => "ended".to_owned(),
+        },
+    }
+}
+
+/// The kernel's identity of this boot.
+pub fn boot_id() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
+}
+
+/// CPUs that this process may use, in order.
+pub fn usable_cpus() -> Vec<u32> {
+    let set = rustix::thread::sched_getaffinity(None);
+    let cpus = set.map(|set| (0..CpuSet::MAX_CPU).filter(|&cpu| set.is_set(cpu)).map(|cpu| cpu as u32).collect::<Vec<_>>());
+    cpus.ok().filter(|cpus| !cpus.is_empty()).unwrap_or_else(|| vec![0])
+}
+
+fn open(pid: u32) -> io::Result<OwnedFd> {
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(io::ErrorKind::InvalidInput)?;
+    Ok(rustix::process::pidfd_open(pid, PidfdFlags::NONBLOCK)?)
+}
+
+/// Deprecated because a type may change its descriptor behind tokio's back: an `OwnedFd` keeps its one until it is dropped.
+#[allow(deprecated)]
+fn watch(pidfd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    AsyncFd::with_interest(pidfd, Interest::READABLE)
+}
+
+/// Fields of `/proc/PID/stat` after the name, which may hold anything, in parentheses.
+fn stat_fields(pid: u32) -> Option<Vec<String>> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let (_, after) = stat.rsplit_once(')')?;
+    Some(after.split_ascii_whitespace().map(str::to_owned).collect())
+}
+
+/// Field 22, counted from 1; the first after the name is field 3.
+fn start_time(pid: u32) -> Option<u64> {
+    stat_fields(pid)?.get(22 - 3)?.parse().ok()
+}
+
+fn is_zombie(pid: u32) -> bool {
+    stat_fields(pid).is_none_or(|fields| fields.first().is_some_and(|state| state == "Z"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::scratch::Scratch;
+
+    async fn sleeper(scratch: &Scratch) -> Child {
+        let mut command = Command::new("sleep");
+        command.arg("60");
+        launch(Launch { command, log: scratch.path().join("log"), cpu: Some(usable_cpus()[0]) }).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn process_is_known_again_by_number_and_start_time_only() {
+        let scratch = Scratch::new("process");
+        let process = Process::of_child(sleeper(&scratch).await).unwrap();
+        let again = Process::adopt(process.pid(), process.start_time()).unwrap().expect("alive");
+        assert!(Process::adopt(process.pid(), process.start_time() + 1).unwrap().is_none());
+        process.signal(Signal::KILL);
+        assert_eq!(describe(process.ended().await), "signal 9");
+        again.ended().await;
+        assert!(again.has_ended());
+        assert!(Process::adopt(again.pid(), again.start_time()).unwrap().is_none());
+    }
+
+    #[tokio::test]
+    async fn announced_process_is_found_by_its_log() {
+        let scratch = Scratch::new("process-log");
+        let process = Process::of_child(sleeper(&scratch).await).unwrap();
+        assert_eq!(with_stdout(&scratch.path().join("log")), [(process.pid(), process.start_time())]);
+        end_all(&[process], false).await;
+        assert!(with_stdout(&scratch.path().join("log")).is_empty());
+    }
+
+    #[tokio::test]
+    async fn process_that_ignores_the_request_is_killed() {
+        let scratch = Scratch::new("process-kill");
+        let mut command = Command::new("sh");
+        command.args(["-c", "trap '' TERM; echo ready; while :; do sleep 60; done"]);
+        let log = scratch.path().join("log");
+        let process = Process::of_child(launch(Launch { command, log: log.clone(), cpu: None }).await.unwrap()).unwrap();
+        while std::fs::read_to_string(&log).unwrap() != "ready\n" {
+            tokio::task::yield_now().await;
+        }
+        let children = with_stdout(&log);
+        end_all(&[process.clone()], false).await;
+        assert!(process.has_ended());
+        for (pid, start) in children {
+            if let Some(child) = Process::adopt(pid, start).unwrap() {
+                child.signal(Signal::KILL);
+            }
+        }
+    }
+}

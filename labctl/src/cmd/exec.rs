@@ -1,0 +1,137 @@
+//! `labctl exec [-l LAB] NODE [--builtin NAME] -- PROGRAM ARG…`
+
+use crate::client::connect_to_labs;
+use crate::error::{CliError, CliResult};
+use crate::exit;
+use ringlab_proto::agent::{ExecInput, ExecStart, exec_input};
+use ringlab_proto::host::{self, exec_output};
+use std::collections::BTreeMap;
+use std::io::{self, Read, Write};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio_stream::StreamExt;
+use tokio_stream::wrappers::ReceiverStream;
+
+/// Octets in one message.
+const CHUNK: usize = 32 << 10;
+/// What a shell says of a program that wrote to nobody.
+const BROKEN_PIPE: u8 = 128 + 13;
+
+/// Arguments.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Name of the lab; may be left out where one is up.
+    #[arg(short, long)]
+    pub lab: Option<String>,
+    /// Node.
+    pub node: String,
+    /// A program that every emulated host has: ping, httpd, fetch, stream, echo.
+    #[arg(long, value_name = "NAME")]
+    pub builtin: Option<String>,
+    /// Program and arguments; with --builtin its arguments only.
+    #[arg(last = true, value_name = "PROGRAM ARG")]
+    pub argv: Vec<String>,
+}
+
+/// Runs a program; returns its exit code.
+pub async fn run(args: Args) -> CliResult {
+    if args.builtin.is_none() && args.argv.is_empty() {
+        return Err(CliError::usage("exec: name a program after `--`, or a built-in one with --builtin"));
+    }
+    let program = host::ExecStart {
+        builtin: args.builtin.unwrap_or_default(),
+        argv: args.argv,
+        env: environment().into_iter().collect(),
+        cwd: std::env::current_dir().map(|dir| dir.to_string_lossy().into_owned()).unwrap_or_default(),
+        tty: false,
+    };
+    let mut client = connect_to_labs(args.lab.as_deref()).await?;
+    let (sender, receiver) = mpsc::channel(16);
+    let start = ExecStart { lab: args.lab.unwrap_or_default(), node: args.node, program: Some(program) };
+    send(&sender, exec_input::Kind::Start(start)).await;
+    let mut signals = Signals::new().map_err(|error| CliError::failed(error.to_string()))?;
+    let mut outputs = client.exec(ReceiverStream::new(receiver)).await?.into_inner();
+    read_stdin(sender.clone());
+    loop {
+        let output = tokio::select! {
+            output = outputs.next() => output,
+            number = signals.next() => {
+                send(&sender, exec_input::Kind::Signal(number)).await;
+                continue;
+            }
+        };
+        match output.transpose()?.map(|output| output.kind) {
+            Some(Some(exec_output::Kind::Stdout(octets))) => {
+                if write(io::stdout(), &octets).is_err() {
+                    return Ok(BROKEN_PIPE);
+                }
+            }
+            Some(Some(exec_output::Kind::Stderr(octets))) => drop(write(io::stderr(), &octets)),
+            Some(Some(exec_output::Kind::Exit(status))) => return Ok(exit::of_program(status.code, status.signal)),
+            Some(None) => {}
+            None => return Err(CliError::failed("the node went away before the program ended")),
+        }
+    }
+}
+
+/// labctl's own environment, as far as it is text.
+pub fn environment() -> BTreeMap<String, String> {
+    std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?))).collect()
+}
+
+async fn send(sender: &mpsc::Sender<ExecInput>, kind: exec_input::Kind) {
+    // Nobody listens when the program has ended: its exit status is on its way.
+    let _ = sender.send(ExecInput { kind: Some(kind) }).await;
+}
+
+fn write(mut to: impl Write, octets: &[u8]) -> io::Result<()> {
+    to.write_all(octets)?;
+    to.flush()
+}
+
+/// Reads standard input on a thread of its own: a read cannot be interrupted.
+fn read_stdin(sender: mpsc::Sender<ExecInput>) {
+    std::thread::spawn(move || {
+        let mut stdin = io::stdin().lock();
+        let mut buffer = vec![0; CHUNK];
+        loop {
+            let kind = match stdin.read(&mut buffer) {
+                Ok(0) | Err(_) => exec_input::Kind::StdinEof(true),
+                Ok(length) => exec_input::Kind::Stdin(buffer[..length].to_vec()),
+            };
+            let end = matches!(kind, exec_input::Kind::StdinEof(_));
+            if sender.blocking_send(ExecInput { kind: Some(kind) }).is_err() || end {
+                return;
+            }
+        }
+    });
+}
+
+/// Signals that are the program's, not labctl's.
+struct Signals(Vec<(Signal, i32)>);
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        let kinds = [
+            SignalKind::interrupt(),
+            SignalKind::terminate(),
+            SignalKind::hangup(),
+            SignalKind::quit(),
+            SignalKind::user_defined1(),
+            SignalKind::user_defined2(),
+        ];
+        kinds.into_iter().map(|kind| Ok((signal(kind)?, kind.as_raw_value()))).collect::<io::Result<_>>().map(Self)
+    }
+
+    async fn next(&mut self) -> i32 {
+        std::future::poll_fn(|context| {
+            for (signal, number) in &mut self.0 {
+                if signal.poll_recv(context).is_ready() {
+                    return std::task::Poll::Ready(*number);
+                }
+            }
+            std::task::Poll::Pending
+        })
+        .await
+    }
+}
