@@ -1,7 +1,7 @@
 //! Wait queues (Linux `wait_queue_head_t`).
 
 use crate::cpu::sched::TaskId;
-use alloc::vec::Vec;
+use alloc::collections::VecDeque;
 
 bitflags::bitflags! {
     /// `EPOLL*`/`POLL*` readiness (Linux `__poll_t`).
@@ -74,16 +74,16 @@ impl WaitEntry {
 #[derive(Debug, Default)]
 pub struct WaitQueue {
     /// In the order in which they are woken.
-    pub entries: Vec<WaitEntry>,
+    pub entries: VecDeque<WaitEntry>,
 }
 
 impl WaitQueue {
     /// Adds a waiter where its kind belongs.
     pub fn add(&mut self, entry: WaitEntry) {
         if entry.exclusive {
-            self.entries.push(entry);
+            self.entries.push_back(entry);
         } else {
-            self.entries.insert(0, entry);
+            self.entries.push_front(entry);
         }
     }
 
