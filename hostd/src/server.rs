@@ -17,7 +17,7 @@ use tonic::transport::Server;
 use tracing::{info, warn};
 
 /// How long open calls may go on after the end.
-const GRACE: Duration = Duration::from_millis(500);
+const GRACE: Duration = Duration::from_millis(200);
 
 /// Serves the host's gRPC on `path` until it is told to stop.
 ///
