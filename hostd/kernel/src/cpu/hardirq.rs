@@ -23,7 +23,9 @@ impl Kernel {
     }
 
     /// Takes whatever interrupts are pending and not masked, in the middle of a long call. No socket is out.
+    /// What was sent so far is shown to the devices: their completions are among those interrupts.
     pub(crate) fn irq_poll(&mut self) {
+        self.ring_doorbells();
         for dev in 0..self.devs.len() {
             for queue in 0..self.devs.at(dev).queues.len() as u16 {
                 let device = self.devs.at_mut(dev);

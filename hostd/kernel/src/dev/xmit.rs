@@ -196,8 +196,8 @@ impl Kernel {
         }
     }
 
-    /// Rings the doorbell of each queue that was given frames, unless the device is looking anyway: once an
-    /// event (Linux `xmit_more`, `virtqueue_kick_prepare`).
+    /// Rings the doorbell of each queue that was given frames, unless the device is looking anyway or the bell is
+    /// about to ring: once an event, and now and then in a long call (Linux `xmit_more`, `virtqueue_kick_prepare`).
     pub(crate) fn ring_doorbells(&mut self) {
         if !core::mem::take(&mut self.devs.kick) {
             return;
@@ -211,8 +211,9 @@ impl Kernel {
                     continue;
                 }
                 let Some(driver) = device.driver.as_mut() else { continue };
-                if driver.needs_kick(queue) {
-                    self.effects.push_back(Effect::Doorbell(index, queue));
+                let bell = Effect::Doorbell(index, queue);
+                if driver.needs_kick(queue) && !self.effects.contains(&bell) {
+                    self.effects.push_back(bell);
                     self.trace(Point::Doorbell, 0, [u64::from(queue), 0, 0, 0]);
                 }
                 self.ask_for_completions(index, queue);
