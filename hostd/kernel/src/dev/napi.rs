@@ -75,10 +75,10 @@ impl Kernel {
     }
 
     /// Wraps the buffers of a frame in a packet, without a copy, and hands it on (Linux `receive_buf`).
-    fn receive_buf(&mut self, dev: IfIndex, queue: u16, frame: RxFrame) {
+    fn receive_buf(&mut self, dev: IfIndex, queue: u16, mut frame: RxFrame) {
         let mut skb = self.alloc_skb();
         let buffers = frame.frags.len() as u64;
-        for frag in frame.frags {
+        for frag in frame.frags.drain(..) {
             // Cannot fail: as many fragments as the frame has, into an empty packet.
             skb.append(frag);
         }
