@@ -187,6 +187,15 @@ sysctls! {
     "net.ipv4.tcp_reordering", tcp_reordering: i64 = 3, (1, 300);
     "net.ipv4.tcp_orphan_retries", tcp_orphan_retries: i64 = 0, (0, 255);
     "net.ipv4.tcp_min_tso_segs", tcp_min_tso_segs: i64 = 2, COUNT;
+    "net.ipv4.tcp_ecn", tcp_ecn: i64 = 2, (0, 2);
+    "net.ipv4.tcp_early_retrans", tcp_early_retrans: i64 = 3, (0, 4);
+    "net.ipv4.tcp_max_reordering", tcp_max_reordering: i64 = 300, COUNT;
+    "net.ipv4.tcp_max_orphans", tcp_max_orphans: i64 = 65_536, INT;
+    "net.ipv4.tcp_challenge_ack_limit", tcp_challenge_ack_limit: i64 = INT.1, INT;
+    "net.ipv4.tcp_notsent_lowat", tcp_notsent_lowat: i64 = 0xffff_ffff, (0, 0xffff_ffff);
+    "net.ipv4.tcp_min_snd_mss", tcp_min_snd_mss: i64 = 48, (48, 65535);
+    "net.ipv4.tcp_tso_win_divisor", tcp_tso_win_divisor: i64 = 3, INT;
+    "net.ipv4.route.min_pmtu", route_min_pmtu: i64 = 552, (68, 65535);
     "net.ipv4.tcp_autocorking", tcp_autocorking: i64 = 1, BOOL;
 }
 
@@ -204,7 +213,9 @@ impl Kernel {
     /// # Errors
     /// [`SysctlError`]; nothing is changed then.
     pub fn sysctl_set(&mut self, name: &str, value: &str) -> Result<(), SysctlError> {
-        self.sysctl.set(name, value)
+        self.sysctl.set(name, value)?;
+        self.tcp.sysctl = crate::tcp::sysctl::TcpSysctl::from(&self.sysctl);
+        Ok(())
     }
 }
 

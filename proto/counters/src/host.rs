@@ -36,6 +36,8 @@ counters! {
         TCPRcvQDrop = "TcpExt.TCPRcvQDrop", TCPZeroWindowDrop = "TcpExt.TCPZeroWindowDrop", TCPFromZeroWindowAdv = "TcpExt.TCPFromZeroWindowAdv", TCPToZeroWindowAdv = "TcpExt.TCPToZeroWindowAdv",
         TCPWantZeroWindowAdv = "TcpExt.TCPWantZeroWindowAdv", TCPSynRetrans = "TcpExt.TCPSynRetrans", TCPOrigDataSent = "TcpExt.TCPOrigDataSent",
         TCPDelivered = "TcpExt.TCPDelivered", TCPWinProbe = "TcpExt.TCPWinProbe", TCPKeepAlive = "TcpExt.TCPKeepAlive", TCPSpuriousRtxHostQueues = "TcpExt.TCPSpuriousRtxHostQueues",
+        TCPLossProbeRecovery = "TcpExt.TCPLossProbeRecovery", TCPRcvCoalesce = "TcpExt.TCPRcvCoalesce", PruneCalled = "TcpExt.PruneCalled", RcvPruned = "TcpExt.RcvPruned", OfoPruned = "TcpExt.OfoPruned",
+        OutOfWindowIcmps = "TcpExt.OutOfWindowIcmps", TCPReqQFullDoCookies = "TcpExt.TCPReqQFullDoCookies", TCPReqQFullDrop = "TcpExt.TCPReqQFullDrop",
         IpExtInOctets = "IpExt.InOctets", IpExtOutOctets = "IpExt.OutOctets", IpExtInBcastPkts = "IpExt.InBcastPkts", IpExtInMcastPkts = "IpExt.InMcastPkts",
         GroMerged = "Gro.Merged", GroHeld = "Gro.Held", ArpInRequests = "Arp.InRequests", ArpInReplies = "Arp.InReplies", ArpOutRequests = "Arp.OutRequests", ArpOutReplies = "Arp.OutReplies",
     }

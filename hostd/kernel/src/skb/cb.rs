@@ -1,5 +1,6 @@
 //! What the layers note about a packet (Linux `skb->cb`, `ip_summed`, `pkt_type`, GSO fields).
 
+use crate::tcp::seq::SeqNum;
 use crate::time::Instant;
 
 /// How far the transport checksum has been dealt with (Linux `ip_summed`).
@@ -76,11 +77,11 @@ pub struct IpCb {
 #[derive(Debug, Clone, Copy, Default)]
 pub struct TcpCb {
     /// First sequence number.
-    pub seq: u32,
+    pub seq: SeqNum,
     /// Sequence number after the last octet, SYN and FIN counted.
-    pub end_seq: u32,
+    pub end_seq: SeqNum,
     /// Acknowledgement number.
-    pub ack_seq: u32,
+    pub ack_seq: SeqNum,
     /// Flags octet (FIN 1, SYN 2, RST 4, PSH 8, ACK 16, URG 32, ECE 64, CWR 128).
     pub flags: u8,
     /// Retransmit-queue marks (Linux `sacked`): meaning belongs to `tcp`.

@@ -2,8 +2,6 @@
 
 use crate::Kernel;
 use crate::dev::net_device::IfIndex;
-use crate::errno::Errno;
-use crate::sock::Sock;
 use core::net::Ipv4Addr;
 
 impl Kernel {
@@ -20,9 +18,5 @@ impl Kernel {
     /// Name of an interface.
     pub(crate) fn dev_get_name(&self, index: u32) -> Option<&str> {
         self.devs.get(IfIndex(index)).map(|d| d.name.as_str())
-    }
-    pub(crate) fn keepalive_changed(&mut self, _sk: &mut Sock) {}
-    pub(crate) fn sk_atmark(&self, _sk: &Sock) -> Result<bool, Errno> {
-        Ok(false)
     }
 }

@@ -1,0 +1,266 @@
+//! Segments of an established connection: header prediction, and the checks of
+//! RFC 9293 §3.10.7.4 first to fourth with RFC 5961 and PAWS (Linux
+//! `tcp_rcv_established`, `tcp_validate_incoming`).
+
+use super::ack::AckFlags;
+use crate::Kernel;
+use crate::errno::Errno;
+use crate::skb::SkBuff;
+use crate::sock::Sock;
+use crate::tcp::header::{Options, flag};
+use crate::tcp::sock::{TCP_MAX_QUICKACKS, TcpSock, tp};
+use crate::tcp::state::State;
+use crate::wait::queue::PollEvents;
+use alloc::boxed::Box;
+use ringlab_counters::{DropReason, Mib};
+
+impl Kernel {
+    /// Takes a segment in ESTABLISHED.
+    pub(crate) fn tcp_rcv_established(&mut self, sk: &mut Sock, skb: Box<SkBuff>, opts: &Options) {
+        tp!(sk).take_timestamps(opts);
+        if self.tcp_predicted(sk, &skb) {
+            return self.tcp_fast_path(sk, skb, opts);
+        }
+        let flags = skb.tcp.flags;
+        if flags & (flag::ACK | flag::RST | flag::SYN) == 0 {
+            return self.kfree_skb(skb, DropReason::TcpFlags);
+        }
+        if let Err(reason) = self.tcp_validate_incoming(sk, &skb) {
+            return self.kfree_skb(skb, reason);
+        }
+        match self.tcp_ack(sk, &skb, opts, AckFlags::SLOWPATH | AckFlags::UPDATE_TS_RECENT) {
+            Ok(_) => {}
+            Err(reason) => {
+                if reason == DropReason::TcpAckUnsentData {
+                    self.tcp_send_challenge_ack(sk);
+                }
+                return self.kfree_skb(skb, reason);
+            }
+        }
+        self.tcp_urg(sk, &skb);
+        let mut skb = skb;
+        let hdr = u32::from(skb.tcp.hdr_len);
+        skb.pull(hdr).expect("header was checked");
+        self.tcp_data_queue(sk, skb);
+        self.tcp_data_snd_check(sk);
+        self.tcp_ack_snd_check(sk);
+    }
+
+    /// Van Jacobson's prediction: next in sequence, window as it was, nothing unusual.
+    fn tcp_predicted(&self, sk: &Sock, skb: &SkBuff) -> bool {
+        let (tp, cb) = (sk.tp(), &skb.tcp);
+        tp.fast_path
+            && cb.flags & !flag::PSH == flag::ACK
+            && cb.seq == tp.rcv_nxt
+            && u32::from(cb.window) << tp.rx_opt.snd_wscale == tp.snd_wnd
+            && cb.ack_seq.at_or_before(tp.snd_nxt)
+            && cb.ack_seq.at_or_after(tp.snd_una)
+            && u32::from(cb.hdr_len) == tp.header_len()
+            && (!tp.rx_opt.tstamp_ok || (tp.rx_opt.saw_tstamp && tp.paws_check(0)))
+    }
+
+    fn tcp_fast_path(&mut self, sk: &mut Sock, mut skb: Box<SkBuff>, opts: &Options) {
+        let now = self.now;
+        let hdr = u32::from(skb.tcp.hdr_len);
+        let tp = tp!(sk);
+        if tp.rx_opt.saw_tstamp && tp.rcv_nxt == tp.rcv_wup {
+            tp.store_ts_recent(now);
+        }
+        if skb.len() <= hdr {
+            // Pure ACK: we are the sender. An error cannot be: the number was checked.
+            let _ = self.tcp_ack(sk, &skb, opts, AckFlags::empty());
+            self.skbs.put(skb);
+            self.tcp_data_snd_check(sk);
+            return;
+        }
+        let advances = skb.tcp.ack_seq != tp.snd_una;
+        let window = tp.receive_window();
+        if sk.rmem_alloc.saturating_add(skb.truesize) > sk.rcvbuf || skb.tcp.end_seq - skb.tcp.seq > window {
+            let _ = self.tcp_ack(sk, &skb, opts, if advances { AckFlags::DATA } else { AckFlags::SLOWPATH });
+            skb.pull(hdr).expect("header was checked");
+            self.tcp_data_queue(sk, skb);
+        } else {
+            self.mib.inc(Mib::TCPHPHits);
+            let ack_segment = advances.then(|| skb.tcp);
+            skb.pull(hdr).expect("header was checked");
+            self.tcp_event_data_recv(sk, &skb);
+            if ack_segment.is_some() {
+                let _ = self.tcp_ack(sk, &skb, opts, AckFlags::DATA);
+            }
+            sk.rmem_alloc += skb.truesize;
+            self.tcp_queue_rcv(sk, skb);
+            tp!(sk).duplicate_sack = None;
+            if !sk.dead {
+                self.tcp_data_ready(sk);
+            }
+        }
+        self.tcp_data_snd_check(sk);
+        self.tcp_ack_snd_check(sk);
+    }
+
+    /// Sequence, RST and SYN checks.
+    ///
+    /// # Errors
+    /// Why the segment is dropped; what had to be answered has been.
+    pub(crate) fn tcp_validate_incoming(&mut self, sk: &mut Sock, skb: &SkBuff) -> Result<(), DropReason> {
+        let cb = skb.tcp;
+        let rst = cb.flags & flag::RST != 0;
+        let tp = sk.tp();
+        if tp.rx_opt.tstamp_ok && tp.rx_opt.saw_tstamp && !rst && tp.paws_discard(skb) {
+            self.mib.inc(Mib::PAWSEstab);
+            self.tcp_dupack_limited(sk, skb);
+            return Err(DropReason::TcpRfc7323Paws);
+        }
+        let tp = sk.tp();
+        let below = cb.end_seq.before(tp.rcv_wup);
+        let above = cb.seq.after(tp.rcv_nxt + tp.receive_window());
+        if below || above {
+            if rst {
+                if tp.rst_after_fin(skb) {
+                    self.tcp_reset(sk);
+                }
+            } else if cb.flags & flag::SYN != 0 {
+                self.mib.inc(Mib::TCPSYNChallenge);
+                self.tcp_send_challenge_ack(sk);
+            } else {
+                self.tcp_dupack_limited(sk, skb);
+            }
+            return Err(if below { DropReason::TcpOldData } else { DropReason::TcpInvalidSequence });
+        }
+        if rst {
+            // RFC 5961 §3.2: only the exact number resets, else ask.
+            let sacked_end = tp.selective_acks.iter().map(|b| b.1).reduce(|a, b| a.latest(b));
+            if cb.seq == tp.rcv_nxt || tp.rst_after_fin(skb) || sacked_end == Some(cb.seq) {
+                self.tcp_reset(sk);
+            } else {
+                self.tcp_send_challenge_ack(sk);
+            }
+            return Err(DropReason::TcpReset);
+        }
+        if cb.flags & flag::SYN != 0 {
+            // The SYN-ACK of a simultaneous open repeats the SYN.
+            let crossing = tp.state == State::SynRecv
+                && cb.flags & flag::ACK != 0
+                && cb.seq + 1 == cb.end_seq
+                && cb.end_seq == tp.rcv_nxt
+                && cb.ack_seq == tp.snd_nxt;
+            if !crossing {
+                self.mib.inc(Mib::TCPSYNChallenge);
+                self.tcp_send_challenge_ack(sk);
+                return Err(DropReason::TcpInvalidSyn);
+            }
+        }
+        Ok(())
+    }
+
+    fn tcp_dupack_limited(&mut self, sk: &mut Sock, skb: &SkBuff) {
+        let mut last = sk.tp().last_oow_ack;
+        let has_data = skb.tcp.end_seq != skb.tcp.seq;
+        let ok = self.tcp_oow_allowed(&mut last, has_data, skb.tcp.flags);
+        tp!(sk).last_oow_ack = last;
+        if ok {
+            self.tcp_send_dupack(sk, skb);
+        }
+    }
+
+    /// Answers a segment that is out of the window with where we are (Linux `tcp_send_dupack`).
+    fn tcp_send_dupack(&mut self, sk: &mut Sock, skb: &SkBuff) {
+        let (seq, end) = (skb.tcp.seq, skb.tcp.end_seq);
+        let tp = tp!(sk);
+        if end != seq && seq.before(tp.rcv_nxt) {
+            tp.enter_quickack_mode(TCP_MAX_QUICKACKS);
+            let upto = end.earliest(tp.rcv_nxt);
+            tp.dsack_set(seq, upto, self.tcp.sysctl.dsack);
+        }
+        self.tcp_send_ack(sk);
+    }
+
+    /// The peer reset the connection (Linux `tcp_reset`).
+    pub(crate) fn tcp_reset(&mut self, sk: &mut Sock) {
+        let err = match sk.tp().state {
+            State::SynSent => Errno::ECONNREFUSED,
+            State::CloseWait => Errno::EPIPE,
+            State::Close => return,
+            _ => Errno::ECONNRESET,
+        };
+        sk.err = Some(err);
+        self.tcp_write_queue_purge(sk);
+        self.tcp_done(sk);
+        if !sk.dead {
+            self.sk_error_report(sk);
+        }
+    }
+
+    /// Sends the ACK that is owed now, or delays it (Linux `__tcp_ack_snd_check`).
+    pub(crate) fn tcp_ack_snd_check(&mut self, sk: &mut Sock) {
+        let tp = sk.tp();
+        if !tp.ack.scheduled || tp.state == State::Close {
+            return;
+        }
+        let full = tp.rcv_nxt - tp.rcv_wup > tp.ack.rcv_mss;
+        let room = || tp.rcv_nxt - tp.copied_seq < sk.opt.rcvlowat.max(1) || sk.tcp_window_to_offer() >= tp.rcv_wnd;
+        if (full && room()) || tp.in_quickack_mode() || tp.ack.now || !tp.ofo_queue.is_empty() {
+            self.tcp_send_ack(sk);
+        } else {
+            self.tcp_send_delayed_ack(sk);
+        }
+    }
+
+    /// Urgent data (RFC 9293 §3.10.7.4, sixth; RFC 6093: one octet; Linux `tcp_urg`).
+    /// `skb` stands at the header.
+    pub(crate) fn tcp_urg(&mut self, sk: &mut Sock, skb: &SkBuff) {
+        let cb = &skb.tcp;
+        let tp = tp!(sk);
+        if cb.flags & flag::URG != 0 {
+            let at = cb.seq + u32::from(cb.urg).saturating_sub(1);
+            let news = at.at_or_after(tp.copied_seq) && at.at_or_after(tp.rcv_nxt) && tp.urg_seq.is_none_or(|u| at.after(u));
+            if news {
+                tp.urg_seq = Some(at);
+                tp.urg_data = None;
+                tp.fast_path = false;
+            }
+        }
+        let Some(at) = tp.urg_seq.filter(|at| tp.urg_data.is_none() && at.at_or_after(cb.seq)) else { return };
+        let syn = u32::from(cb.flags & flag::SYN != 0);
+        let offset = (at - cb.seq) + u32::from(cb.hdr_len) - syn;
+        let mut octet = [0];
+        if offset < skb.len() && skb.copy_bits(offset, &mut octet).is_ok() {
+            tp.urg_data = Some(octet[0]);
+            self.sk_state_change(sk, PollEvents::PRI);
+        }
+    }
+}
+
+impl TcpSock {
+    /// Timestamps of the segment in hand.
+    pub(crate) fn take_timestamps(&mut self, opts: &Options) {
+        self.rx_opt.saw_tstamp = opts.ts.is_some() && self.rx_opt.tstamp_ok;
+        if let Some((val, ecr)) = opts.ts {
+            self.rx_opt.rcv_tsval = val;
+            self.rx_opt.rcv_tsecr = ecr;
+        }
+    }
+
+    /// The timestamp is too old (RFC 7323 §5.3), and the segment is not a harmless
+    /// ACK that was overtaken (Linux `tcp_paws_discard`).
+    fn paws_discard(&self, skb: &SkBuff) -> bool {
+        if self.paws_check(1) {
+            return false;
+        }
+        let cb = &skb.tcp;
+        let same_window = u32::from(cb.window) << self.rx_opt.snd_wscale == self.snd_wnd;
+        let age = self.rx_opt.ts_recent.wrapping_sub(self.rx_opt.rcv_tsval);
+        let disordered_ack = cb.flags & (flag::ACK | flag::SYN | flag::FIN) == flag::ACK
+            && cb.seq == self.rcv_nxt
+            && cb.seq == cb.end_seq
+            && cb.ack_seq == self.snd_una
+            && same_window
+            && u128::from(age) <= self.rto.as_millis();
+        !disordered_ack
+    }
+
+    /// Some stacks send a RST with the number of their FIN (Linux `tcp_reset_check`).
+    fn rst_after_fin(&self, skb: &SkBuff) -> bool {
+        skb.tcp.seq == self.rcv_nxt - 1 && matches!(self.state, State::CloseWait | State::LastAck | State::Closing)
+    }
+}

@@ -1,0 +1,103 @@
+//! Segments in SYN_SENT (RFC 9293 §3.10.7.3; Linux `tcp_rcv_synsent_state_process`).
+
+use super::ack::AckFlags;
+use crate::Kernel;
+use crate::skb::SkBuff;
+use crate::sock::Sock;
+use crate::tcp::header::{Options, TSTAMP_ALIGNED, flag};
+use crate::tcp::sock::tp;
+use crate::tcp::state::State;
+use crate::wait::queue::PollEvents;
+use alloc::boxed::Box;
+use ringlab_counters::{DropReason, Mib};
+
+impl Kernel {
+    /// Takes a segment in SYN_SENT.
+    ///
+    /// # Errors
+    /// The segment, if it is to be answered with a RST.
+    pub(crate) fn tcp_rcv_synsent_state_process(&mut self, sk: &mut Sock, skb: Box<SkBuff>, opts: &Options) -> Result<(), Box<SkBuff>> {
+        let cb = skb.tcp;
+        let tp = sk.tp();
+        if cb.flags & flag::ACK != 0 && !(cb.ack_seq.after(tp.snd_una) && cb.ack_seq.at_or_before(tp.snd_nxt)) {
+            return Err(skb);
+        }
+        if cb.flags & flag::RST != 0 {
+            if cb.flags & flag::ACK != 0 {
+                self.tcp_reset(sk);
+            }
+            self.kfree_skb(skb, DropReason::TcpReset);
+            return Ok(());
+        }
+        if cb.flags & flag::SYN == 0 {
+            self.kfree_skb(skb, DropReason::TcpFlags);
+            return Ok(());
+        }
+        if cb.flags & flag::ACK != 0 { self.tcp_synack_received(sk, skb, opts) } else { self.tcp_simultaneous_open(sk, skb, opts) }
+    }
+
+    fn tcp_offered(&self) -> (bool, bool, bool) {
+        let s = &self.tcp.sysctl;
+        (s.timestamps, s.sack, s.window_scaling)
+    }
+
+    fn tcp_synack_received(&mut self, sk: &mut Sock, skb: Box<SkBuff>, opts: &Options) -> Result<(), Box<SkBuff>> {
+        let now = self.now;
+        let cb = skb.tcp;
+        let offered = self.tcp_offered();
+        let ecn = self.tcp.sysctl.ecn == 1;
+        let tp = tp!(sk);
+        tp.snd_wl1 = cb.seq;
+        tp.take_syn_options(opts, offered, cb.seq, now);
+        tp.ecn_ok = ecn && cb.flags & (flag::ECE | flag::CWR) == flag::ECE;
+        // The ACK was checked above: it acknowledges the SYN.
+        let _ = self.tcp_ack(sk, &skb, opts, AckFlags::SLOWPATH);
+        let tp = tp!(sk);
+        tp.snd_wnd = u32::from(cb.window);
+        tp.max_window = tp.max_window.max(tp.snd_wnd);
+        if tp.rx_opt.tstamp_ok {
+            tp.advmss -= TSTAMP_ALIGNED;
+        }
+        tp.lsndtime = now;
+        let pmtu = tp.pmtu_cookie;
+        self.tcp_sync_mss(sk, pmtu);
+        self.tcp_init_transfer(sk);
+        self.tcp_set_state(sk, State::Established);
+        tp!(sk).fast_path_check();
+        if !sk.dead {
+            self.sk_state_change(sk, PollEvents::OUT | PollEvents::WRNORM);
+        }
+        // A FIN or data may ride on the SYN-ACK.
+        let mut skb = skb;
+        if cb.end_seq - cb.seq > 1 {
+            skb.pull(u32::from(cb.hdr_len)).expect("header was checked");
+            skb.tcp.seq += 1;
+            self.tcp_data_queue(sk, skb);
+        } else {
+            self.consume_skb(skb);
+        }
+        self.tcp_send_ack(sk);
+        self.tcp_data_snd_check(sk);
+        Ok(())
+    }
+
+    /// Both ends sent a SYN (RFC 9293 §3.5, figure 7).
+    fn tcp_simultaneous_open(&mut self, sk: &mut Sock, skb: Box<SkBuff>, opts: &Options) -> Result<(), Box<SkBuff>> {
+        let now = self.now;
+        let cb = skb.tcp;
+        let offered = self.tcp_offered();
+        self.tcp_set_state(sk, State::SynRecv);
+        let tp = tp!(sk);
+        tp.take_syn_options(opts, offered, cb.seq, now);
+        tp.snd_wnd = u32::from(cb.window);
+        tp.snd_wl1 = cb.seq;
+        tp.max_window = tp.snd_wnd;
+        let pmtu = tp.pmtu_cookie;
+        self.tcp_sync_mss(sk, pmtu);
+        tp!(sk).initialize_rcv_mss();
+        self.tcp_send_synack(sk);
+        self.mib.add(Mib::TCPSynRetrans, 0);
+        self.consume_skb(skb);
+        Ok(())
+    }
+}

@@ -1,0 +1,599 @@
+//! `struct tcp_sock`: the state of one connection or listener.
+
+use super::cong::{CaState, Cong, Cwnd};
+use super::header::TSTAMP_ALIGNED;
+use super::rack::Rack;
+use super::rate::Rate;
+use super::seq::SeqNum;
+use super::state::State;
+use super::sysctl::TcpSysctl;
+use crate::skb::SkBuff;
+use crate::sock::{Proto, Sock, SockId};
+use crate::time::Instant;
+use alloc::boxed::Box;
+use alloc::collections::{BTreeSet, VecDeque};
+use arrayvec::ArrayVec;
+use core::time::Duration;
+
+/// Initial retransmission timeout (RFC 6298 §2.1).
+pub const TCP_TIMEOUT_INIT: Duration = Duration::from_secs(1);
+/// Least retransmission timeout.
+pub const TCP_RTO_MIN: Duration = Duration::from_millis(200);
+/// Largest retransmission timeout.
+pub const TCP_RTO_MAX: Duration = Duration::from_secs(120);
+/// Least delayed-ACK timeout.
+pub const TCP_ATO_MIN: Duration = Duration::from_millis(40);
+/// Largest delayed-ACK timeout.
+pub const TCP_DELACK_MAX: Duration = Duration::from_millis(200);
+/// `TIME_WAIT` lasts this long.
+pub const TCP_TIMEWAIT_LEN: Duration = Duration::from_secs(60);
+/// Quick ACKs at the start of a connection.
+pub const TCP_MAX_QUICKACKS: u8 = 16;
+/// MSS when the peer tells none.
+pub const TCP_MSS_DEFAULT: u32 = 536;
+/// Octets that a packet costs besides its data (`SKB_TRUESIZE(0)`).
+pub const SKB_OVERHEAD: u32 = 768;
+/// Share of receive memory that is payload at first, of 256.
+pub const TCP_DEFAULT_SCALING_RATIO: u32 = 128;
+
+/// What the write timer waits for (`icsk_pending`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum WriteTimer {
+    /// Nothing.
+    #[default]
+    Idle,
+    /// Retransmission.
+    Retrans,
+    /// Zero-window probe.
+    Probe0,
+    /// Tail loss probe.
+    LossProbe,
+    /// RACK's reordering window.
+    ReoTimeout,
+}
+
+/// Negotiated and received options (`tcp_options_received`).
+#[derive(Debug, Clone, Copy, Default)]
+pub struct RxOpt {
+    /// Timestamps were negotiated.
+    pub tstamp_ok: bool,
+    /// SACK was negotiated.
+    pub sack_ok: bool,
+    /// Window scaling was negotiated.
+    pub wscale_ok: bool,
+    /// Shift of the peer's window.
+    pub snd_wscale: u8,
+    /// Shift of ours.
+    pub rcv_wscale: u8,
+    /// `TCP_MAXSEG` (0: none).
+    pub user_mss: u16,
+    /// Least of the peer's MSS and `user_mss`.
+    pub mss_clamp: u16,
+    /// `TS.Recent`.
+    pub ts_recent: u32,
+    /// When it was taken.
+    pub ts_recent_stamp: Option<Instant>,
+    /// Timestamp of the segment in hand.
+    pub rcv_tsval: u32,
+    /// Echo of the segment in hand.
+    pub rcv_tsecr: u32,
+    /// The segment in hand has timestamps.
+    pub saw_tstamp: bool,
+}
+
+/// Delayed ACKs (`inet_connection_sock.icsk_ack`).
+#[derive(Debug, Clone, Copy, Default)]
+pub struct AckState {
+    /// An ACK is owed (`ICSK_ACK_SCHED`).
+    pub scheduled: bool,
+    /// The delayed-ACK timer runs (`ICSK_ACK_TIMER`).
+    pub timer: bool,
+    /// Data arrived with PSH since (`ICSK_ACK_PUSHED`).
+    pub pushed: bool,
+    /// Twice (`ICSK_ACK_PUSHED2`).
+    pub pushed2: bool,
+    /// An ACK must go at once (`ICSK_ACK_NOW`).
+    pub now: bool,
+    /// Quick ACKs left.
+    pub quick: u8,
+    /// Data flows both ways: delay ACKs to piggyback.
+    pub pingpong: bool,
+    /// `TCP_QUICKACK` was set: never delay.
+    pub quickack_locked: bool,
+    /// Adaptive timeout; zero: not yet known.
+    pub ato: Duration,
+    /// Last data segment received.
+    pub lrcvtime: Instant,
+    /// Size of the last segment, for the estimate of the peer's MSS.
+    pub last_seg_size: u32,
+    /// Estimate of the peer's MSS.
+    pub rcv_mss: u32,
+}
+
+impl AckState {
+    /// Forgets what was owed: an ACK goes out.
+    pub fn sent(&mut self) {
+        self.scheduled = false;
+        self.timer = false;
+        self.pushed = false;
+        self.pushed2 = false;
+        self.now = false;
+    }
+}
+
+/// Keepalive and time limits that the program may set.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct UserTimers {
+    /// `TCP_KEEPIDLE`.
+    pub keepidle: Option<Duration>,
+    /// `TCP_KEEPINTVL`.
+    pub keepintvl: Option<Duration>,
+    /// `TCP_KEEPCNT`.
+    pub keepcnt: Option<u8>,
+    /// `TCP_USER_TIMEOUT`; `None`: by retries.
+    pub user_timeout: Option<Duration>,
+    /// `TCP_SYNCNT`.
+    pub syn_retries: Option<u8>,
+    /// `TCP_LINGER2`: `Some(None)` is a negative value (no FIN_WAIT2).
+    pub linger2: Option<Option<Duration>>,
+}
+
+/// A listener's queues (`request_sock_queue`).
+#[derive(Debug, Default)]
+pub struct Listen {
+    /// `sk_max_ack_backlog`.
+    pub max_backlog: u32,
+    /// Established, not accepted, in order.
+    pub accept_queue: VecDeque<SockId>,
+    /// Minisockets in SYN_RECV.
+    pub requests: BTreeSet<u64>,
+    /// When a SYN last found the queue full: cookies may come back (`tcp_synq_overflow`).
+    pub overflow_at: Option<Instant>,
+}
+
+/// State of receive-buffer auto-tuning (DRS).
+#[derive(Debug, Clone, Copy, Default)]
+pub struct RcvTune {
+    /// RTT as a receiver sees it, microseconds × 8.
+    pub rtt_us: u64,
+    /// The window measured ends here.
+    pub rtt_seq: SeqNum,
+    /// It began then.
+    pub rtt_time: Instant,
+    /// Last timestamp echo that gave a sample.
+    pub last_tsecr: u32,
+    /// Octets the program took in the last round.
+    pub space: u32,
+    /// Start of this round.
+    pub seq: SeqNum,
+    /// When.
+    pub time: Instant,
+}
+
+/// Counters of one connection, for `TCP_INFO`.
+#[derive(Debug, Clone, Copy, Default)]
+#[allow(missing_docs)]
+pub struct Totals {
+    pub bytes_acked: u64,
+    pub bytes_received: u64,
+    pub bytes_sent: u64,
+    pub bytes_retrans: u64,
+    pub segs_in: u32,
+    pub segs_out: u32,
+    pub data_segs_in: u32,
+    pub data_segs_out: u32,
+    pub total_retrans: u32,
+    pub dsack_dups: u32,
+    pub reord_seen: u32,
+}
+
+/// `struct tcp_sock`.
+#[derive(Debug)]
+pub struct TcpSock {
+    /// Connection state.
+    pub state: State,
+
+    // Send sequence space (RFC 9293 §3.3.1).
+    /// First octet not acknowledged.
+    pub snd_una: SeqNum,
+    /// Next to be sent.
+    pub snd_nxt: SeqNum,
+    /// After the last octet queued.
+    pub write_seq: SeqNum,
+    /// Last octet that must be pushed.
+    pub pushed_seq: SeqNum,
+    /// Sequence number of the last window update.
+    pub snd_wl1: SeqNum,
+    /// End of the last small segment sent (Minshall).
+    pub snd_sml: SeqNum,
+    /// Urgent pointer to send; `None`: no urgent data.
+    pub snd_up: Option<SeqNum>,
+    /// Peer's window, octets.
+    pub snd_wnd: u32,
+    /// Largest window the peer ever offered.
+    pub max_window: u32,
+
+    // Receive sequence space.
+    /// Next expected.
+    pub rcv_nxt: SeqNum,
+    /// First octet not read by the program.
+    pub copied_seq: SeqNum,
+    /// `rcv_nxt` when the last window was sent.
+    pub rcv_wup: SeqNum,
+    /// Window offered then.
+    pub rcv_wnd: u32,
+    /// Largest window to offer.
+    pub window_clamp: u32,
+    /// What is offered at most now.
+    pub rcv_ssthresh: u32,
+    /// Share of receive memory that is payload, of 256.
+    pub scaling_ratio: u32,
+    /// Octet after which urgent data ends, while it is not read.
+    pub urg_seq: Option<SeqNum>,
+    /// The urgent octet, when it has come and not been read.
+    pub urg_data: Option<u8>,
+
+    // Segment sizes, octets of payload.
+    /// Current MSS, options subtracted.
+    pub mss_cache: u32,
+    /// MSS to advertise.
+    pub advmss: u32,
+    /// Path MTU that `mss_cache` was computed from.
+    pub pmtu_cookie: u32,
+    /// Path MTU learned from ICMP.
+    pub icmp_mtu: Option<u32>,
+
+    // Queues.
+    /// Not sent.
+    pub write_queue: VecDeque<Box<SkBuff>>,
+    /// Sent and not acknowledged.
+    pub rtx_queue: VecDeque<Box<SkBuff>>,
+    /// Received out of order, by sequence number, not overlapping.
+    pub ofo_queue: VecDeque<Box<SkBuff>>,
+
+    // Counts of the retransmission queue, segments.
+    /// Sent and not acknowledged.
+    pub packets_out: u32,
+    /// Of those, SACKed.
+    pub sacked_out: u32,
+    /// Of those, thought lost.
+    pub lost_out: u32,
+    /// Retransmitted and not acknowledged.
+    pub retrans_out: u32,
+
+    /// Congestion window.
+    pub cwnd: Cwnd,
+    /// Algorithm.
+    pub ca: Cong,
+    /// Where loss recovery stands.
+    pub ca_state: CaState,
+    /// Recovery ends here.
+    pub high_seq: SeqNum,
+    /// `snd_una` when recovery began; `None`: nothing to undo.
+    pub undo_marker: Option<SeqNum>,
+    /// Retransmissions that a DSACK has not yet shown to be needless; negative: cannot tell.
+    pub undo_retrans: i32,
+    /// Segments delivered during recovery (PRR, RFC 6937).
+    pub prr_delivered: u32,
+    /// Segments sent during recovery.
+    pub prr_out: u32,
+    /// Reordering degree, segments.
+    pub reordering: u32,
+    /// Timestamp of the first retransmission of this recovery (milliseconds); 0: none.
+    pub retrans_stamp: u32,
+    /// `snd_nxt` when a tail loss probe was sent.
+    pub tlp_high_seq: Option<SeqNum>,
+    /// The probe was a retransmission.
+    pub tlp_retrans: bool,
+    /// End of the highest segment that was SACKed.
+    pub highest_sack: SeqNum,
+    /// Threshold before the last reduction, for undo; 0: do not.
+    pub prior_ssthresh: u32,
+    /// ECN was negotiated.
+    pub ecn_ok: bool,
+    /// ECE goes out on ACKs.
+    pub ecn_demand_cwr: bool,
+    /// CWR goes out with the next new data.
+    pub ecn_queue_cwr: bool,
+    /// RACK.
+    pub rack: Rack,
+    /// Delivery rate.
+    pub rate: Rate,
+
+    // RTT, microseconds (RFC 6298 with Linux's mean deviation).
+    /// Smoothed RTT × 8.
+    pub srtt_us: u32,
+    /// Mean deviation × 4.
+    pub mdev_us: u32,
+    /// Largest deviation of this RTT.
+    pub mdev_max_us: u32,
+    /// Smoothed largest deviation.
+    pub rttvar_us: u32,
+    /// End of the RTT that `mdev_max_us` describes.
+    pub rtt_seq: SeqNum,
+    /// Least RTT seen; `u32::MAX`: none.
+    pub min_rtt_us: u32,
+    /// Retransmission timeout.
+    pub rto: Duration,
+    /// Doublings of it.
+    pub backoff: u8,
+
+    // Timers.
+    /// What the write timer is for.
+    pub pending: WriteTimer,
+    /// When.
+    pub timeout: Instant,
+    /// Timeouts in a row.
+    pub retransmits: u8,
+    /// Window or keepalive probes without answer.
+    pub probes_out: u8,
+    /// When probing began.
+    pub probes_tstamp: Option<Instant>,
+    /// Delayed-ACK deadline.
+    pub delack_at: Instant,
+    /// Timers that came up while the socket was owned.
+    pub deferred: Deferred,
+
+    /// Last segment received.
+    pub rcv_tstamp: Instant,
+    /// Last data sent.
+    pub lsndtime: Instant,
+    /// Options in use.
+    pub rx_opt: RxOpt,
+    /// Added to the millisecond clock in timestamps.
+    pub tsoffset: u32,
+    /// Delayed ACKs.
+    pub ack: AckState,
+    /// SACK blocks to report, latest first.
+    pub selective_acks: ArrayVec<(SeqNum, SeqNum), 4>,
+    /// Duplicate range to report first (RFC 2883).
+    pub duplicate_sack: Option<(SeqNum, SeqNum)>,
+    /// Receive auto-tuning.
+    pub rcvtune: RcvTune,
+    /// Last answer to a segment out of the window.
+    pub last_oow_ack: Option<Instant>,
+    /// The header is predictable (`pred_flags`).
+    pub fast_path: bool,
+
+    // Options of the program.
+    /// `TCP_NODELAY`.
+    pub nodelay: bool,
+    /// `TCP_CORK`.
+    pub cork: bool,
+    /// `TCP_DEFER_ACCEPT`, SYN-ACK retransmissions.
+    pub defer_accept: u8,
+    /// `TCP_NOTSENT_LOWAT`; 0: the host's.
+    pub notsent_lowat: u32,
+    /// Keepalive and other limits.
+    pub user: UserTimers,
+
+    /// A listener's queues.
+    pub listen: Option<Box<Listen>>,
+    /// The listener in whose accept queue it waits.
+    pub parent: Option<SockId>,
+    /// It holds `sport` among the bound ports (`inet_num`).
+    pub owns_port: bool,
+    /// Counters.
+    pub total: Totals,
+}
+
+bitflags::bitflags! {
+    /// Work put off until the owner releases the socket (`sk_tsq_flags`).
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+    pub struct Deferred: u8 {
+        /// Write timer.
+        const WRITE_TIMER = 1;
+        /// Delayed ACK.
+        const DELACK_TIMER = 2;
+        /// The path MTU shrank.
+        const MTU_REDUCED = 4;
+    }
+}
+
+impl Default for TcpSock {
+    fn default() -> Self {
+        Self::new(&TcpSysctl::default())
+    }
+}
+
+impl TcpSock {
+    /// A closed socket (Linux `tcp_init_sock`).
+    pub fn new(sysctl: &TcpSysctl) -> Self {
+        Self {
+            state: State::Close,
+            snd_una: SeqNum(0),
+            snd_nxt: SeqNum(0),
+            write_seq: SeqNum(0),
+            pushed_seq: SeqNum(0),
+            snd_wl1: SeqNum(0),
+            snd_sml: SeqNum(0),
+            snd_up: None,
+            snd_wnd: 0,
+            max_window: 0,
+            rcv_nxt: SeqNum(0),
+            copied_seq: SeqNum(0),
+            rcv_wup: SeqNum(0),
+            rcv_wnd: 0,
+            window_clamp: 0,
+            rcv_ssthresh: 0,
+            scaling_ratio: TCP_DEFAULT_SCALING_RATIO,
+            urg_seq: None,
+            urg_data: None,
+            mss_cache: TCP_MSS_DEFAULT,
+            advmss: TCP_MSS_DEFAULT,
+            pmtu_cookie: 0,
+            icmp_mtu: None,
+            write_queue: VecDeque::new(),
+            rtx_queue: VecDeque::new(),
+            ofo_queue: VecDeque::new(),
+            packets_out: 0,
+            sacked_out: 0,
+            lost_out: 0,
+            retrans_out: 0,
+            cwnd: Cwnd::default(),
+            ca: Cong::by_name(sysctl.congestion_control.as_bytes()).unwrap_or_default(),
+            ca_state: CaState::Open,
+            high_seq: SeqNum(0),
+            undo_marker: None,
+            undo_retrans: -1,
+            prr_delivered: 0,
+            prr_out: 0,
+            reordering: sysctl.reordering,
+            retrans_stamp: 0,
+            tlp_high_seq: None,
+            tlp_retrans: false,
+            highest_sack: SeqNum(0),
+            prior_ssthresh: 0,
+            ecn_ok: false,
+            ecn_demand_cwr: false,
+            ecn_queue_cwr: false,
+            rack: Rack::default(),
+            rate: Rate::default(),
+            srtt_us: 0,
+            mdev_us: TCP_TIMEOUT_INIT.as_micros() as u32,
+            mdev_max_us: 0,
+            rttvar_us: 0,
+            rtt_seq: SeqNum(0),
+            min_rtt_us: u32::MAX,
+            rto: TCP_TIMEOUT_INIT,
+            backoff: 0,
+            pending: WriteTimer::Idle,
+            timeout: Instant(0),
+            retransmits: 0,
+            probes_out: 0,
+            probes_tstamp: None,
+            delack_at: Instant(0),
+            deferred: Deferred::empty(),
+            rcv_tstamp: Instant(0),
+            lsndtime: Instant(0),
+            rx_opt: RxOpt::default(),
+            tsoffset: 0,
+            ack: AckState { rcv_mss: TCP_MSS_DEFAULT, ..AckState::default() },
+            selective_acks: ArrayVec::new(),
+            duplicate_sack: None,
+            rcvtune: RcvTune::default(),
+            last_oow_ack: None,
+            fast_path: false,
+            nodelay: false,
+            cork: false,
+            defer_accept: 0,
+            notsent_lowat: 0,
+            user: UserTimers::default(),
+            listen: None,
+            parent: None,
+            owns_port: false,
+            total: Totals::default(),
+        }
+    }
+
+    /// Octets of TCP header of a data segment (`tcp_header_len`).
+    pub fn header_len(&self) -> u32 {
+        20 + if self.rx_opt.tstamp_ok { TSTAMP_ALIGNED } else { 0 }
+    }
+
+    /// Segments in the network (Linux `tcp_packets_in_flight`).
+    pub fn in_flight(&self) -> u32 {
+        (self.packets_out + self.retrans_out).saturating_sub(self.left_out())
+    }
+
+    /// Segments that left the network: SACKed or lost.
+    pub fn left_out(&self) -> u32 {
+        self.sacked_out + self.lost_out
+    }
+
+    /// First octet beyond the peer's window.
+    pub fn wnd_end(&self) -> SeqNum {
+        self.snd_una + self.snd_wnd
+    }
+
+    /// What is left of the window last offered (Linux `tcp_receive_window`).
+    pub fn receive_window(&self) -> u32 {
+        let win = (self.rcv_wup + self.rcv_wnd).distance(self.rcv_nxt);
+        win.max(0) as u32
+    }
+
+    /// The millisecond clock of timestamps, without offset (`tcp_time_stamp_ms`).
+    pub fn clock_ms(now: Instant) -> u32 {
+        now.millis() as u32
+    }
+
+    /// Smoothed RTT; `None`: no sample.
+    pub fn srtt(&self) -> Option<Duration> {
+        (self.srtt_us > 0).then(|| Duration::from_micros(u64::from(self.srtt_us >> 3)))
+    }
+
+    /// Nothing queued, sent or not.
+    pub fn write_queues_empty(&self) -> bool {
+        self.write_queue.is_empty() && self.rtx_queue.is_empty()
+    }
+
+    /// Payload octets that `space` octets of receive memory hold (Linux `tcp_win_from_space`).
+    pub fn win_from_space(&self, space: u32) -> u32 {
+        ((u64::from(space) * u64::from(self.scaling_ratio)) >> 8) as u32
+    }
+
+    /// Receive memory that `win` octets of payload need (Linux `tcp_space_from_win`).
+    pub fn space_from_win(&self, win: u32) -> u32 {
+        u32::try_from((u64::from(win) << 8) / u64::from(self.scaling_ratio.max(1))).unwrap_or(u32::MAX)
+    }
+}
+
+/// The TCP part of a socket, with the rest of the socket still free to borrow.
+macro_rules! tp {
+    ($sk:expr) => {
+        match &mut $sk.proto {
+            $crate::sock::Proto::Tcp(tp) => &mut **tp,
+            _ => unreachable!("TCP works on TCP sockets"),
+        }
+    };
+}
+pub(crate) use tp;
+
+impl Sock {
+    /// The TCP part.
+    ///
+    /// # Panics
+    /// If it is no TCP socket.
+    pub(crate) fn tp(&self) -> &TcpSock {
+        match &self.proto {
+            Proto::Tcp(tp) => tp,
+            _ => unreachable!("TCP works on TCP sockets"),
+        }
+    }
+
+    /// As [`Self::tp`], to change it. Where other fields of the socket are needed
+    /// at the same time, match `proto` instead.
+    pub(crate) fn tp_mut(&mut self) -> &mut TcpSock {
+        tp!(self)
+    }
+
+    /// Free receive memory as window, octets; negative memory is none (Linux `tcp_space`).
+    pub(crate) fn tcp_space(&self) -> u32 {
+        let used = self.rmem_alloc.saturating_add(self.backlog_len);
+        self.tp().win_from_space(self.rcvbuf.saturating_sub(used))
+    }
+
+    /// All receive memory as window (Linux `tcp_full_space`).
+    pub(crate) fn tcp_full_space(&self) -> u32 {
+        self.tp().win_from_space(self.rcvbuf)
+    }
+
+    /// Room for another packet (Linux `sk_stream_memory_free`).
+    pub(crate) fn tcp_memory_free(&self, notsent_lowat: u32) -> bool {
+        self.wmem_queued < self.sndbuf && self.tcp_notsent_below(notsent_lowat)
+    }
+
+    /// Unsent octets are below the limit (Linux `tcp_stream_memory_free`).
+    fn tcp_notsent_below(&self, lowat: u32) -> bool {
+        let tp = self.tp();
+        let lowat = if tp.notsent_lowat != 0 { tp.notsent_lowat } else { lowat };
+        tp.write_seq - tp.snd_nxt < lowat
+    }
+
+    /// `POLLOUT` (Linux `sk_stream_is_writeable`): a third of the buffer is free.
+    pub(crate) fn tcp_writeable(&self, notsent_lowat: u32) -> bool {
+        self.sndbuf.saturating_sub(self.wmem_queued) >= self.wmem_queued / 2
+            && self.wmem_queued < self.sndbuf
+            && self.tcp_notsent_below(notsent_lowat)
+    }
+}
