@@ -258,6 +258,29 @@ fn without_a_carrier_nothing_is_sent_and_neighbours_are_forgotten() {
 }
 
 #[test]
+fn what_waits_to_be_sent_is_dropped_with_the_carrier() {
+    use ringlab_kernel::{Event, dev::net_device::IfIndex};
+    let mut lab = host_and_wire(HostConfig::default(), PortConfig { tx_ring: 8, ..PortConfig::default() });
+    lab.hosts[0].ports[0].stall(true);
+    for seq in 0..50 {
+        lab.inject(0, Dir::Backward, TO_HOST.echo(1, seq, b"x"));
+    }
+    lab.run_for(Duration::from_millis(1));
+    let now = lab.now;
+    lab.hosts[0].kernel.handle(now, Event::Carrier(IfIndex(2), false));
+    let dropped = lab.hosts[0].kernel.stats().drops.get(DropReason::DevReady);
+    assert!((42..=43).contains(&dropped), "{dropped} dropped, the others are on the ring");
+    lab.hosts[0].ports[0].stall(false);
+    lab.hosts[0].kernel.handle(now, Event::Carrier(IfIndex(2), true));
+    lab.run_for(Duration::from_millis(1));
+    assert_eq!(lab.received.len() as u64, 50 - dropped);
+    lab.inject(0, Dir::Backward, TO_HOST.echo(1, 99, b"x"));
+    lab.run_for(Duration::from_millis(1));
+    lab.answer_arp(0);
+    assert_eq!(lab.received.last().map(|r| r.1.bytes[41]), Some(99), "and it goes on");
+}
+
+#[test]
 fn same_seed_and_frames_give_the_same_trace() {
     let run = |seed: u64| {
         let mut lab =

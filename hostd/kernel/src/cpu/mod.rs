@@ -2,7 +2,7 @@
 //!
 //! One thread runs the whole kernel; a CPU is the state that Linux keeps per CPU
 //! (`softnet_data`, pending softirqs, `ksoftirqd`) and its counters. Interrupt
-//! vectors and tasks have a CPU, and [`Kernel::this_cpu`] says on whose behalf the
+//! vectors and tasks have a CPU, and `Kernel::this_cpu` says on whose behalf the
 //! thread works at the moment.
 //!
 //! ```text

@@ -31,6 +31,7 @@ use core::net::Ipv4Addr;
 use gro::GroList;
 use net_device::{DeviceConfig, Features, IfIndex, MacAddr, NetDriver, Stats};
 use qdisc::pfifo_fast::PfifoFast;
+use ringlab_counters::DropReason;
 
 /// Frames a NAPI poll may take (Linux `NAPI_POLL_WEIGHT`).
 pub(crate) const NAPI_POLL_WEIGHT: u32 = 64;
@@ -207,7 +208,7 @@ impl Kernel {
         }
         if !on {
             self.neigh_carrier_down(dev);
-            return;
+            return self.dev_deactivate(dev);
         }
         // The device may have been reset: its queues have room again, and offers may have changed.
         if let Some(driver) = &device.driver {
@@ -216,6 +217,18 @@ impl Kernel {
         for queue in 0..device.queues.len() as u16 {
             self.netif_wake_queue(dev, queue);
             self.napi_schedule(dev, queue);
+        }
+    }
+
+    /// Drops what waits to be sent: the link is gone (Linux `dev_deactivate`).
+    fn dev_deactivate(&mut self, dev: IfIndex) {
+        let queues = self.devs.get(dev).map_or(0, |d| d.queues.len() as u16);
+        for queue in 0..queues {
+            while let Some(q) = self.devs.queue_mut(dev, queue)
+                && let Some(skb) = q.requeued.pop_front().or_else(|| q.qdisc.dequeue())
+            {
+                self.kfree_skb(skb, DropReason::DevReady);
+            }
         }
     }
 

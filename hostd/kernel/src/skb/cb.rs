@@ -14,7 +14,7 @@ pub enum Checksum {
     /// Transmit: the device completes it from `start` to the end and stores it at `start + offset`; the field holds the pseudo-header sum (`CHECKSUM_PARTIAL`).
     Partial {
         /// Receive: from the network header. Transmit: from the start of the current data; IP and
-        /// Ethernet move it when they push their headers ([`SkBuff::shift_csum`]).
+        /// Ethernet move it when they push their headers (`SkBuff::shift_csum`).
         start: u16,
         /// From `start`.
         offset: u16,
