@@ -47,7 +47,6 @@ use uaccess::UserMemory;
 
 /// What happened to the host.
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "passed by value once, never stored")]
 pub enum Event {
     /// A device raises the interrupt of a queue pair.
     Interrupt(IfIndex, u16),
@@ -63,7 +62,6 @@ pub enum Event {
 
 /// What the host asks of its surroundings.
 #[derive(Debug, PartialEq, Eq)]
-#[expect(clippy::large_enum_variant, reason = "a system call's result is worth its octets in the queue")]
 pub enum Effect {
     /// Ring the doorbell of a device's TX queue.
     Doorbell(IfIndex, u16),

@@ -14,6 +14,7 @@ pub(crate) mod exec;
 use crate::errno::Errno;
 use crate::uaccess::Iov;
 use crate::wait::queue::PollEvents;
+use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::net::{Ipv4Addr, SocketAddr};
 use core::time::Duration;
@@ -183,8 +184,8 @@ pub enum Call {
     EpollWait(Fd, usize, Option<Duration>),
     /// `poll`.
     Poll(Vec<PollFd>, Option<Duration>),
-    /// `select`: nfds, read, write, except.
-    Select(i32, FdSet, FdSet, FdSet, Option<Duration>),
+    /// `select`: nfds; read, write, except; time limit.
+    Select(i32, Box<[FdSet; 3]>, Option<Duration>),
     /// `nanosleep`.
     Sleep(Duration),
     /// `exit_group`: closes all descriptors; never returns.
@@ -250,8 +251,8 @@ pub enum Ret {
     Epoll(Vec<EpollEvent>),
     /// `poll`: count and descriptors.
     Poll(Vec<PollFd>),
-    /// `select`: count, read, write, except.
-    Select(i32, FdSet, FdSet, FdSet),
+    /// `select`: count; read, write, except.
+    Select(i32, Box<[FdSet; 3]>),
 }
 
 impl Ret {

@@ -338,13 +338,16 @@ fn select_answers_in_the_sets_it_was_asked_with() {
     };
     let none = FdSet::default();
     let n = other + 1;
-    b.blocks(&mut lab, Call::Select(n, set(&[fb, other]), none, set(&[fb]), None));
+    let ask = |n, read, write, except, limit| Call::Select(n, Box::new([read, write, except]), limit);
+    let found = |n, read, write| Ret::Select(n, Box::new([read, write, none]));
+    b.blocks(&mut lab, ask(n, set(&[fb, other]), none, set(&[fb]), None));
     arrive(&mut lab, a, 8);
-    assert_eq!(b.poll(&mut lab), Some(Ret::Select(1, set(&[other]), none, none)));
-    let both = Call::Select(n, set(&[fb, other]), set(&[fb, other]), none, None);
-    assert_eq!(b.now(&mut lab, both), Ret::Select(3, set(&[other]), set(&[fb, other]), none));
-    assert_eq!(b.now(&mut lab, Call::Select(other, set(&[fb, other]), none, none, Some(Duration::ZERO))), Ret::Select(0, none, none, none));
-    assert_eq!(b.err(&mut lab, Call::Select(1024, set(&[700]), none, none, None)), Errno::EBADF);
-    assert_eq!(b.err(&mut lab, Call::Select(-1, none, none, none, None)), Errno::EINVAL);
-    assert_eq!(b.call(&mut lab, Call::Select(n, set(&[fb]), none, none, Some(Duration::from_secs(1)))), Ret::Select(0, none, none, none));
+    assert_eq!(b.poll(&mut lab), Some(found(1, set(&[other]), none)));
+    let both = ask(n, set(&[fb, other]), set(&[fb, other]), none, None);
+    assert_eq!(b.now(&mut lab, both), found(3, set(&[other]), set(&[fb, other])));
+    let below = ask(other, set(&[fb, other]), none, none, Some(Duration::ZERO));
+    assert_eq!(b.now(&mut lab, below), found(0, none, none), "other lies beyond nfds");
+    assert_eq!(b.err(&mut lab, ask(1024, set(&[700]), none, none, None)), Errno::EBADF);
+    assert_eq!(b.err(&mut lab, ask(-1, none, none, none, None)), Errno::EINVAL);
+    assert_eq!(b.call(&mut lab, ask(n, set(&[fb]), none, none, Some(Duration::from_secs(1)))), found(0, none, none));
 }

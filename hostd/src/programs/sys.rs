@@ -204,8 +204,8 @@ impl Sys {
 
     /// `select`: descriptors to read and to write that are ready.
     pub async fn select(&self, nfds: i32, read: FdSet, write: FdSet, limit: Option<Duration>) -> Result<(FdSet, FdSet), Errno> {
-        match self.call(Call::Select(nfds, read, write, FdSet::default(), limit)).await {
-            Ret::Select(_, read, write, _) => Ok((read, write)),
+        match self.call(Call::Select(nfds, Box::new([read, write, FdSet::default()]), limit)).await {
+            Ret::Select(_, sets) => Ok((sets[0], sets[1])),
             other => Err(failure(other)),
         }
     }

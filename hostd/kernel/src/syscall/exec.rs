@@ -130,7 +130,7 @@ impl Kernel {
             Call::EpollCtl(ep, fd, op) => self.sys_epoll_ctl(task, ep, fd, op).into(),
             Call::EpollWait(ep, max, timeout) => self.sys_epoll_wait(task, ep, max, timeout),
             Call::Poll(fds, timeout) => self.sys_poll(task, fds, timeout),
-            Call::Select(n, r, w, x, timeout) => self.sys_select(task, n, [r, w, x], timeout),
+            Call::Select(n, sets, timeout) => self.sys_select(task, n, &sets, timeout),
             Call::Sleep(time) => self.sys_sleep(task, time),
             Call::Exit(_) => unreachable!("handled by do_syscall"),
         }

@@ -51,10 +51,8 @@ impl Tuple {
     }
 
     fn hash(&self) -> u32 {
-        use core::hash::{BuildHasher, Hash, Hasher};
-        let mut h = FxBuildHasher.build_hasher();
-        (u32::from(self.saddr), self.sport, u32::from(self.daddr), self.dport).hash(&mut h);
-        (h.finish() >> 32) as u32
+        use core::hash::BuildHasher;
+        (FxBuildHasher.hash_one((u32::from(self.saddr), self.sport, u32::from(self.daddr), self.dport)) >> 32) as u32
     }
 }
 

@@ -57,7 +57,7 @@ impl Kernel {
     }
 
     /// `select`.
-    pub(crate) fn sys_select(&mut self, task: TaskId, nfds: i32, sets: [FdSet; 3], timeout: Option<Duration>) -> Flow {
+    pub(crate) fn sys_select(&mut self, task: TaskId, nfds: i32, sets: &[FdSet; 3], timeout: Option<Duration>) -> Flow {
         if nfds < 0 {
             return Flow::Done(Ret::Err(Errno::EINVAL));
         }
@@ -165,6 +165,6 @@ impl PollOp {
                 }
             }
         }
-        Ret::Select(count, found[0], found[1], found[2])
+        Ret::Select(count, Box::new(found))
     }
 }
