@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 pub struct Nic {
     run_dir: PathBuf,
     config: Option<NicConfig>,
-    ports: Vec<Option<NicPort>>,
+    ports: Vec<Option<Box<NicPort>>>,
     bridge: Option<Switch>,
     /// Ports that got frames from others in this round.
     touched: Vec<u16>,
@@ -80,7 +80,7 @@ impl Nic {
         if at == self.ports.len() {
             self.ports.push(None);
         }
-        self.ports[at] = Some(port);
+        self.ports[at] = Some(Box::new(port));
         if let Some(bridge) = &mut self.bridge {
             while usize::from(bridge.ports()) < self.ports.len() && bridge.add_port().is_some() {}
             bridge.set_port(PortId(at as u16), false);
@@ -285,11 +285,11 @@ impl Nic {
     }
 
     fn port(&mut self, at: u16) -> Option<&mut NicPort> {
-        self.ports.get_mut(usize::from(at))?.as_mut()
+        self.ports.get_mut(usize::from(at))?.as_deref_mut()
     }
 
     fn on_vhost(&mut self, at: usize, token: Token, poller: &Poller) {
-        let Some(port) = self.ports.get_mut(at).and_then(Option::as_mut) else { return };
+        let Some(port) = self.ports.get_mut(at).and_then(Option::as_deref_mut) else { return };
         let Device::Vhost(vhost) = &mut port.device else { return };
         let changes = match token {
             Token::VhostListener(_) => vhost.on_listener(&mut port.core, poller),
@@ -301,7 +301,7 @@ impl Nic {
     }
 
     fn on_cable_listener(&mut self, at: usize, now: Instant, poller: &Poller) {
-        let Some(port) = self.ports.get_mut(at).and_then(Option::as_mut) else { return };
+        let Some(port) = self.ports.get_mut(at).and_then(Option::as_deref_mut) else { return };
         let Medium::Cable(cable) = &mut port.wire.medium else { return };
         let Some(socket) = cable.accept() else { return };
         port.close_session(now, poller);
@@ -318,7 +318,7 @@ impl Nic {
     }
 
     fn on_cable_message(&mut self, at: usize, now: Instant, poller: &Poller) {
-        let Some(port) = self.ports.get_mut(at).and_then(Option::as_mut) else { return };
+        let Some(port) = self.ports.get_mut(at).and_then(Option::as_deref_mut) else { return };
         let admin_up = port.wire.admin_up;
         let Medium::Cable(cable) = &mut port.wire.medium else { return };
         let Some(session) = cable.session() else { return };
@@ -400,7 +400,7 @@ fn bridge_frame(
     now: Instant,
     at: u16,
     bridge: &mut Switch,
-    ports: &mut [Option<NicPort>],
+    ports: &mut [Option<Box<NicPort>>],
     touched: &mut Vec<u16>,
     core: &mut Port,
     frame: Frame<'_>,
@@ -420,8 +420,8 @@ fn bridge_frame(
     }
 }
 
-fn egress(now: Instant, to: PortId, ports: &mut [Option<NicPort>], touched: &mut Vec<u16>, frame: Frame<'_>) {
-    let Some(port) = ports.get_mut(usize::from(to.0)).and_then(Option::as_mut) else { return };
+fn egress(now: Instant, to: PortId, ports: &mut [Option<Box<NicPort>>], touched: &mut Vec<u16>, frame: Frame<'_>) {
+    let Some(port) = ports.get_mut(usize::from(to.0)).and_then(Option::as_deref_mut) else { return };
     let counters = &mut port.core.counters;
     // A session that fails is found out by its own port's poll.
     match port.wire.send(now, counters, frame, None) {

@@ -29,7 +29,7 @@ use std::sync::Arc;
 const BATCH: usize = 64;
 /// How long received frames wait for buffers: 10 Gbit/s fill 512 KiB of packet buffer in 420 µs.
 const PACKET_BUFFER_NS: u64 = 420_000;
-/// How soon completions are looked for that nobody rings for.
+/// How soon completions and buffers are looked for that nobody rings for.
 const COMPLETION_NS: u64 = 50_000;
 /// How often a driver that never rings is polled.
 const NO_KICK_NS: u64 = 100_000;
@@ -360,6 +360,7 @@ impl NicPort {
         let blocked = self.pending || self.wire.is_blocked();
         // A port that waits for room on the wire is not woken by more to send.
         if !blocked && self.core.arm() {
+            self.core.disarm();
             return Ok(true);
         }
         let waiting = matches!(self.stall, Stall::Until(_));
@@ -375,7 +376,8 @@ impl NicPort {
             }
         }
         let soon = |on: bool, ns| on.then(|| now.plus_nanos(ns));
-        let stall = if let Stall::Until(end) = self.stall { Some(end) } else { None };
+        // The driver rings for the first new buffer, and the frame may need more.
+        let stall = if let Stall::Until(end) = self.stall { Some(end.min(now.plus_nanos(COMPLETION_NS))) } else { None };
         let must_poll = matches!(&self.device, Device::Vhost(v) if v.must_poll());
         let retry = if let Medium::Cable(cable) = &self.wire.medium { cable.deadline() } else { None };
         let all =

@@ -93,14 +93,16 @@ pub struct Wire {
     pub admin_up: bool,
     impair: Impair,
     line: DelayLine<Held>,
-    /// A frame found no room since the last look.
-    blocked: bool,
+    /// A frame to be sent found no room since the last look.
+    full: bool,
+    /// A frame whose time has come found no room.
+    late: bool,
 }
 
 impl Wire {
     /// A wire of `impair`.
     pub fn new(medium: Medium, impair: Impair, admin_up: bool) -> Self {
-        Self { medium, admin_up, impair, line: DelayLine::new(), blocked: false }
+        Self { medium, admin_up, impair, line: DelayLine::new(), full: false, late: false }
     }
 
     /// True if frames can pass.
@@ -144,12 +146,12 @@ impl Wire {
 
     /// When a frame under way is due.
     pub fn deadline(&self) -> Option<Instant> {
-        if self.blocked { None } else { self.line.next_due() }
+        if self.late { None } else { self.line.next_due() }
     }
 
     /// True if a frame waits for room.
     pub fn is_blocked(&self) -> bool {
-        self.blocked
+        self.full || self.late
     }
 
     /// Sends a frame. `reference` names it where it lies in the driver's memory.
@@ -182,7 +184,7 @@ impl Wire {
             Medium::Cable(cable) => {
                 let Some(session) = cable.session() else { return Ok(Sent::Done) };
                 if !session.has_room()? {
-                    self.blocked = true;
+                    self.full = true;
                     return Ok(Sent::Full);
                 }
                 if let Some(transmit) = reference
@@ -225,7 +227,7 @@ impl Wire {
             Some(session) => session.has_room()?,
             None => true,
         };
-        self.blocked = !room;
+        self.full = !room;
         Ok(room)
     }
 
@@ -248,7 +250,7 @@ impl Wire {
         let len = frame.view.len();
         let Some(held) = Held::alloc(&pool, *frame.offload, len) else {
             if self.impair.params().rate_bps == 0 {
-                self.blocked = true;
+                self.full = true;
                 return Ok(Sent::Full);
             }
             counters.inc(Nic::WireOverlimit);
@@ -290,11 +292,11 @@ impl Wire {
     /// # Errors
     /// What ends the cable's session.
     pub fn release_due(&mut self, now: Instant, counters: &mut NicCounters) -> Result<usize, SessionError> {
-        self.blocked = false;
+        (self.full, self.late) = (false, false);
         let mut n = 0;
         while self.line.next_due().is_some_and(|at| at <= now) {
             if !self.emit_room()? {
-                self.blocked = true;
+                self.late = true;
                 break;
             }
             let Some((_, held)) = self.line.pop_due(now) else { break };

@@ -580,3 +580,6 @@ fn parse_chain(map: &MemoryMap, chain: &Chain, transmit: &mut Transmit) -> Resul
     transmit.header = VnetHdr::parse(&header);
     Ok(got == VNET_HDR_LEN && (ETHER_LEN..=MAX_FRAME).contains(&transmit.len))
 }
+
+#[cfg(test)]
+mod tests;
