@@ -6,6 +6,10 @@
 //! rings itself. When there is nothing it spins for some microseconds, if its peers
 //! have a CPU of their own, and then sleeps in `epoll_pwait2`, interrupts unmasked.
 //!
+//! Deviation: a host that is awake sees a frame when it is in the ring, not when the
+//! NIC's interrupt moderation would have told it. Moderation (`rx-usecs`) shows in
+//! hosts that sleep between frames, as a busy real host's NAPI does not wait either.
+//!
 //! Lost wake-ups: [`Nic::sleep`] unmasks and looks again; commands and wakers ring
 //! an eventfd that `epoll` reports even if it was rung before the sleep.
 

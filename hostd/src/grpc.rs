@@ -53,8 +53,11 @@ impl HostService {
     }
 
     /// Ends the kernel thread.
-    pub async fn shut_down(&self) {
-        if let Some(running) = self.running.lock().await.take() {
+    pub fn shut_down(&self) {
+        // Locked: a host is just being started, and ends with the process.
+        if let Ok(mut running) = self.running.try_lock()
+            && let Some(running) = running.take()
+        {
             running.handle.send(Command::Shutdown);
         }
     }

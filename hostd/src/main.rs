@@ -4,7 +4,6 @@
 //! model, its drivers, its built-in programs; it sleeps in `epoll` until a NIC, a
 //! timer or a command wakes it. The *control thread* (the main one) serves gRPC
 //! and talks to it by a channel.
-#![forbid(unsafe_code)]
 
 mod config;
 mod control;

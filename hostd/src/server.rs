@@ -49,7 +49,7 @@ pub async fn serve(path: &Path, node: &str) -> anyhow::Result<()> {
     let result = tokio::select! {
         result = &mut serving => result.context("gRPC"),
         () = stop_asked(&stop, &mut terminate, &mut interrupt) => {
-            service.shut_down().await;
+            service.shut_down();
             drop(begin_stop);
             // Calls in flight get their answers; a client that keeps a stream open does not hold the host.
             tokio::time::timeout(GRACE, serving).await.unwrap_or(Ok(())).context("gRPC")

@@ -1,5 +1,7 @@
 //! Programs on two hosts, joined by a wire in memory, under a clock set by hand.
 
+mod tcp;
+
 use super::process::{Exit, Output, Process, Streams};
 use super::table::ProgramTable;
 use crate::config::StartSpec;

@@ -243,8 +243,8 @@ impl Kernel {
         if copied > tp.rcvtune.space {
             if moderate && !sk.rcvbuf_locked {
                 let mut want = 2 * u64::from(copied) + 16 * u64::from(tp.advmss);
-                let grow = want * u64::from(copied - tp.rcvtune.space) / u64::from(tp.rcvtune.space.max(1));
-                want += 2 * grow;
+                let grow = want.saturating_mul((copied - tp.rcvtune.space).into()) / u64::from(tp.rcvtune.space.max(1));
+                want = want.saturating_add(grow.saturating_mul(2));
                 let bytes = tp.space_from_win(u32::try_from(want).unwrap_or(u32::MAX)).min(max);
                 if bytes > sk.rcvbuf {
                     sk.rcvbuf = bytes;
