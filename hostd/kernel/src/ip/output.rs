@@ -5,7 +5,6 @@ use super::icmp;
 use super::route::{Flow, Route, RouteKind};
 use super::{Hook, IpOut};
 use crate::Kernel;
-use crate::dev::net_device::IfIndex;
 use crate::errno::Errno;
 use crate::ether::header as ether;
 use crate::skb::{Checksum, IpCb, MAX_HEADER, PacketType, SkBuff};
@@ -303,11 +302,6 @@ impl Kernel {
         let now = self.now.millis();
         let random = rand_core::Rng::next_u32(&mut self.rng);
         self.icmp.idents.next((saddr.to_bits(), daddr.to_bits(), protocol), now, random, segs)
-    }
-
-    /// An interface's MTU.
-    pub(crate) fn dev_mtu(&self, dev: u32) -> u32 {
-        self.devs.get(IfIndex(dev)).map_or(1500, |d| d.mtu)
     }
 }
 

@@ -95,8 +95,6 @@ struct Addr {
 
 /// How long a path MTU holds (Linux `mtu_expires`).
 const MTU_EXPIRES: Duration = Duration::from_secs(600);
-/// Smallest path MTU believed (Linux `min_pmtu`).
-const MIN_PMTU: u32 = 552;
 /// Most path MTUs remembered.
 const MAX_PMTU: usize = 4096;
 
@@ -317,7 +315,7 @@ impl Kernel {
 
     /// A router names a smaller MTU of the path (Linux `ip_rt_update_pmtu`).
     pub(crate) fn ip_update_pmtu(&mut self, daddr: Ipv4Addr, mtu: u32) {
-        let mtu = mtu.max(MIN_PMTU);
+        let mtu = mtu.max(self.sysctl.route_min_pmtu as u32);
         let known = self.ip_route_input(daddr).map_or(0, |r| self.ip_pmtu(daddr, r.dev));
         if mtu >= known {
             return;
