@@ -467,6 +467,11 @@ impl Sock {
         self.family == AF_INET || !self.inet.v6only
     }
 
+    /// True if it is `AF_INET`; true if it is `AF_INET6` with `IPV6_V6ONLY`. One of each share a port in peace.
+    pub(crate) fn families(&self) -> (bool, bool) {
+        (self.family == AF_INET, !self.speaks_ipv4())
+    }
+
     /// An IPv4 address as the program sees it on this socket: mapped on `AF_INET6`.
     pub fn to_user_addr(&self, addr: Ipv4Addr, port: u16) -> SocketAddr {
         if self.family == AF_INET {

@@ -64,6 +64,8 @@ struct OwnerView {
     reuse: bool,
     reuseport: bool,
     state: State,
+    /// `AF_INET`, and `AF_INET6` without IPv4.
+    families: (bool, bool),
 }
 
 /// Challenge ACKs of the running second (RFC 5961 §7).
@@ -253,6 +255,7 @@ impl Kernel {
                 reuse: sk.opt.reuseaddr,
                 reuseport: sk.opt.reuseport,
                 state: sk.tp().state,
+                families: sk.families(),
             }),
             Owner::Mini(id) => match self.tcp.mini(id) {
                 Some(Mini::Timewait(tw)) => Some(OwnerView {
@@ -261,6 +264,7 @@ impl Kernel {
                     reuse: tw.reuseaddr,
                     reuseport: tw.reuseport,
                     state: State::TimeWait,
+                    families: (true, false),
                 }),
                 _ => None,
             },
@@ -271,8 +275,12 @@ impl Kernel {
     /// `relax`: the port was asked for by number.
     fn inet_csk_bind_conflict(&self, sk: &Sock, addr: Ipv4Addr, port: u16, relax: bool) -> bool {
         let Some(bucket) = self.tcp.bind.get(&port) else { return false };
+        let (four, six_only) = sk.families();
         bucket.owners.iter().filter(|&&o| o != Owner::Sock(sk.id)).any(|&o| {
             let Some(v) = self.owner_view(o) else { return false };
+            if four && v.families.1 || six_only && v.families.0 {
+                return false;
+            }
             let same_dev = sk.bound_dev_if == 0 || v.dev == 0 || sk.bound_dev_if == v.dev;
             let overlap = addr.is_unspecified() || v.rcv_saddr.is_unspecified() || addr == v.rcv_saddr;
             let shared_port = sk.opt.reuseport && v.reuseport;

@@ -83,7 +83,8 @@ impl Kernel {
     fn udp_port_taken(&self, sk: &Sock, port: u16) -> bool {
         let Some(others) = self.udp.ports.get(&port) else { return false };
         others.iter().filter_map(|&id| self.socks.get(id)).any(|other| {
-            let families = sk.speaks_ipv4() && other.speaks_ipv4() || sk.family == other.family && sk.family != crate::sock::AF_INET;
+            let ((four, six), (other_four, other_six)) = (sk.families(), other.families());
+            let families = !(four && other_six || six && other_four);
             let devices = sk.bound_dev_if == 0 || other.bound_dev_if == 0 || sk.bound_dev_if == other.bound_dev_if;
             let shared = sk.opt.reuseaddr && other.opt.reuseaddr || sk.opt.reuseport && other.opt.reuseport;
             let addresses = sk.rcv_saddr == other.rcv_saddr || sk.rcv_saddr.is_unspecified() || other.rcv_saddr.is_unspecified();
