@@ -19,8 +19,16 @@ impl Crc64 {
         let mut crc = self.0;
         let (words, rest) = bytes.as_chunks::<8>();
         for word in words {
-            let x = (crc ^ u64::from_le_bytes(*word)).to_le_bytes();
-            crc = (0..8).fold(0, |c, i| c ^ TABLES[7 - i][usize::from(x[i])]);
+            let [a, b, c, d, e, f, g, h] = (crc ^ u64::from_le_bytes(*word)).to_le_bytes();
+            // Written out: the loads do not depend on each other.
+            crc = TABLES[7][usize::from(a)]
+                ^ TABLES[6][usize::from(b)]
+                ^ TABLES[5][usize::from(c)]
+                ^ TABLES[4][usize::from(d)]
+                ^ TABLES[3][usize::from(e)]
+                ^ TABLES[2][usize::from(f)]
+                ^ TABLES[1][usize::from(g)]
+                ^ TABLES[0][usize::from(h)];
         }
         for &b in rest {
             crc = TABLES[0][usize::from(crc as u8 ^ b)] ^ (crc >> 8);

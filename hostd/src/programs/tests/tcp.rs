@@ -43,7 +43,7 @@ fn stream_over_tcp_verifies() {
     let json = job.json();
     assert_eq!((json["bytes"].as_u64(), json["verified"].as_bool()), (Some(20_000_001), Some(true)), "{json}");
     assert!(json["bits_per_second"].as_f64().is_some_and(|b| b > 1e6), "{json}");
-    let (exit, job) = lab.on_a(&["stream", "-c", "b", "-t", "0.02"]);
+    let (exit, job) = lab.on_a(&["stream", "-c", "b", "-t", "0.005"]);
     ok(exit, &job);
     assert!(job.stdout.contains("bit/s"), "{}", job.stdout);
 }
