@@ -34,6 +34,8 @@ const MAX_REGIONS: usize = 64;
 const REAP: usize = 32;
 /// Entries under way from which on their completion is worth a wake-up of its own.
 const COMPLETION_BATCH: usize = 16;
+/// The same in octets of the driver's memory: senders wait for large frames to be done with.
+const COMPLETION_OCTETS: usize = 32 << 10;
 
 /// What ended a session.
 #[derive(Debug, thiserror::Error)]
@@ -69,7 +71,9 @@ pub struct Session {
     /// Id of each region of the driver's memory map; 0: not to be named.
     ids: Vec<u32>,
     next_id: u32,
-    tokens: VecDeque<(u32, Token)>,
+    /// Position after it, name and octets of each frame sent by reference.
+    tokens: VecDeque<(u32, Token, usize)>,
+    token_octets: usize,
     held: VecDeque<(u32, Held)>,
     held_octets: usize,
     /// Doorbells rung.
@@ -113,6 +117,7 @@ impl Session {
             ids: Vec::new(),
             next_id: 1,
             tokens: VecDeque::new(),
+            token_octets: 0,
             held: VecDeque::new(),
             held_octets: 0,
             rung: 0,
@@ -265,7 +270,8 @@ impl Session {
             }
         }
         let position = self.tx.push(&header.emit(), &fragments);
-        self.tokens.push_back((position, frame.token));
+        self.tokens.push_back((position, frame.token, frame.len));
+        self.token_octets += frame.len;
         true
     }
 
@@ -299,8 +305,9 @@ impl Session {
         }
         let head = self.tx.head()?;
         let mut n = 0;
-        while let Some((_, token)) = self.tokens.pop_front_if(|(position, _)| reached(head, *position)) {
+        while let Some((_, token, len)) = self.tokens.pop_front_if(|(position, ..)| reached(head, *position)) {
             done(token);
+            self.token_octets -= len;
             n += 1;
         }
         n += self.reap(head);
@@ -322,7 +329,8 @@ impl Session {
 
     /// Tokens that the peer still holds, when the session ends.
     pub fn abandon(&mut self) -> impl Iterator<Item = Token> + '_ {
-        self.tokens.drain(..).map(|(_, token)| token)
+        self.token_octets = 0;
+        self.tokens.drain(..).map(|(_, token, _)| token)
     }
 
     /// Copies the next entry; false if there is none.
@@ -375,10 +383,11 @@ impl Session {
         }
         let under_way = self.tokens.len() + self.held.len();
         let half = match self.tokens.get(self.tokens.len() / 2) {
-            Some((position, _)) => *position,
+            Some((position, ..)) => *position,
             None => self.held.get(self.held.len() / 2).map_or(0, |(position, _)| *position),
         };
-        let wait = under_way > 0 && (blocked || under_way >= COMPLETION_BATCH);
+        let many = self.tokens.len() >= COMPLETION_BATCH || self.token_octets >= COMPLETION_OCTETS;
+        let wait = under_way > 0 && (blocked || many);
         if wait && self.tx.wait_for(half)? {
             peer.rx.wake();
             return Ok(Sleep::Work);
