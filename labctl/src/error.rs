@@ -81,6 +81,10 @@ impl From<Status> for CliError {
     fn from(status: Status) -> Self {
         let message = status.message().to_owned();
         let message = if message.is_empty() { status.code().description().to_owned() } else { message };
+        // tonic's words for a connection that broke off.
+        if ["h2 protocol error", "transport error"].iter().any(|words| message.starts_with(words)) {
+            return Self::failed("the agent ended in the middle; `labctl list` starts another, which adopts or removes what is left");
+        }
         match status.code() {
             Code::InvalidArgument | Code::NotFound => Self::usage(message),
             Code::FailedPrecondition | Code::Unavailable => Self::machine(message),

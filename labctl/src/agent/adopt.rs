@@ -61,6 +61,9 @@ async fn adopt(run_dir: &Path, owned: Owned, programs: &Path) -> Result<Arc<Lab>
         let mut state = lab.state();
         (state.path, state.since_unix_ns) = (path, since);
         (state.plan, state.topology) = (plan.clone(), Some(topology));
+        for (node, &times) in &owned.restarts {
+            state.nodes.entry(node.clone()).or_default().restarts = times;
+        }
     }
     let life = lab.operate().await;
     let mut keys = Vec::new();

@@ -113,12 +113,12 @@ async fn make_bridge(net: &Netns, link: &LinkPlan) -> Result<(), Failure> {
     net.make_bridge(link).await.map_err(Failure::deploy)
 }
 
-/// Makes and changes nodes, many at a time; then waits for their programs.
+/// Makes and changes nodes, many at a time; then waits for their links, then for their programs.
 async fn start_nodes(maker: &Maker, target: &Plan, diff: &Diff, progress: &Progress, cancel: &Cancel) -> Result<Vec<String>, Failure> {
     let target = Arc::new(target.clone());
     let room = Arc::new(Semaphore::new(NODES_A_CPU * std::thread::available_parallelism().map_or(1, usize::from)));
     let mut tasks = JoinSet::new();
-    let mut with_programs = Vec::new();
+    let (mut with_programs, mut changed) = (Vec::new(), Vec::new());
     for (name, change) in &diff.nodes {
         let (nic, host) = match change {
             NodeChange::Remove => continue,
@@ -128,6 +128,9 @@ async fn start_nodes(maker: &Maker, target: &Plan, diff: &Diff, progress: &Progr
         let node = target.node(name).expect("what is not removed is in the target").clone();
         if host == Part::Restart && has_programs(&node) {
             with_programs.push(node.clone());
+        }
+        if (nic, host) != (Part::Keep, Part::InPlace) {
+            changed.push(node.clone());
         }
         let (maker, target, progress, cancel, room) = (maker.clone(), target.clone(), progress.clone(), cancel.clone(), room.clone());
         tasks.spawn(async move {
@@ -140,7 +143,16 @@ async fn start_nodes(maker: &Maker, target: &Plan, diff: &Diff, progress: &Progr
             Ok(remark)
         });
     }
-    let remarks = all(tasks, cancel).await?;
+    let mut remarks = all(tasks, cancel).await?;
+    let mut tasks = JoinSet::new();
+    for node in changed {
+        let (maker, cancel, room) = (maker.clone(), cancel.clone(), room.clone());
+        tasks.spawn(async move {
+            let _room = room.acquire_owned().await.expect("the semaphore is never closed");
+            maker.settled(&node, &cancel).await
+        });
+    }
+    remarks.extend(all(tasks, cancel).await?);
     let mut tasks = JoinSet::new();
     for node in with_programs {
         let (maker, progress, cancel) = (maker.clone(), progress.clone(), cancel.clone());

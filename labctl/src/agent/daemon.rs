@@ -140,9 +140,9 @@ impl Daemon {
     }
 
     /// A failure of this daemon, with the end of its log.
-    fn failed(&self, what: &str) -> Failure {
+    pub fn failed(&self, what: &str) -> Failure {
         let name = self.log.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
-        let mut text = format!("{name} {what}");
+        let mut text = format!("{name}: {what}");
         let tail = log_tail(&self.log, 5);
         if !tail.is_empty() {
             text.push_str("; the end of its log:");
@@ -193,7 +193,7 @@ mod tests {
         let child = launch(Launch { command, log: log.clone(), cpu: None }).await.unwrap();
         let daemon = Daemon { process: Process::of_child(child).unwrap(), socket: scratch.path().join("none"), log };
         let failure = daemon.wait_ready().await.unwrap_err();
-        assert_eq!(failure.to_string(), "nicd-a ended at once (exit status 3); the end of its log:\n    no such device");
+        assert_eq!(failure.to_string(), "nicd-a: ended at once (exit status 3); the end of its log:\n    no such device");
         assert_eq!(failure.exit_code(), 4);
     }
 

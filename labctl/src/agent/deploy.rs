@@ -191,12 +191,9 @@ pub async fn restart(agent: &Agent, lab: &str, node: &str) -> Result<(), Failure
     let plan = lab.state().plan.clone();
     let maker = Maker { lab: lab.clone(), programs: agent.programs.clone() };
     let restarted = apply(&maker, &plan, &diff, &Progress::new(None), &Cancel::new()).await;
-    let mut failed = restarted.is_err();
+    lab.state().nodes.entry(node.to_owned()).or_default().failed = restarted.is_err();
+    lab.count_restart(node)?;
     lab.commit([Record::Commit])?;
-    if let Some(state) = lab.state().nodes.get_mut(node) {
-        state.restarts += 1;
-        std::mem::swap(&mut state.failed, &mut failed);
-    }
     restarted.map(drop)
 }
 

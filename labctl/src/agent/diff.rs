@@ -3,7 +3,8 @@
 use crate::agent::journal::{Impairment, LinkState};
 use crate::agent::plan::{LinkPlan, LinuxPlan, NodePlan, Plan};
 use ringlab_proto::host::HostConfig;
-use ringlab_proto::nic::NicConfig;
+use ringlab_proto::nic::port_config::{Device, Wire};
+use ringlab_proto::nic::{NicConfig, PortConfig};
 use ringlab_proto::topology::Medium;
 use std::fmt::Write;
 
@@ -111,31 +112,42 @@ fn change_of(old: &NodePlan, new: &NodePlan) -> Option<(NodeChange, String)> {
         write!(text, "~ node {}: its NIC restarts (ports)", new.name).expect("a string takes all");
     } else if host == Part::InPlace {
         write!(text, "~ node {}: {}", new.name, why.join(", ")).expect("a string takes all");
-    } else if ports_without_wires(&old.nic.as_ref()?.1) != ports_without_wires(&new.nic.as_ref()?.1) {
-        write!(text, "~ node {}: interrupt moderation", new.name).expect("a string takes all");
+    } else if let (Some((_, a)), Some((_, b))) = (&old.nic, &new.nic)
+        && !nic_changes(a, b).is_empty()
+    {
+        write!(text, "~ node {}: {}", new.name, nic_changes(a, b).join(", ")).expect("a string takes all");
     }
     Some((NodeChange::Update { nic, host }, text))
 }
 
-/// The configuration less what the links say.
-fn ports_without_wires(config: &NicConfig) -> NicConfig {
-    let mut config = config.clone();
-    for port in &mut config.ports {
-        (port.impairment, port.link_down) = (None, false);
-    }
-    config
+/// A port less what nicd can change while frames flow.
+fn hardware(port: &PortConfig) -> PortConfig {
+    PortConfig { impairment: None, link_down: false, moderation: None, ..port.clone() }
 }
 
+/// nicd has given up its privileges: it can make and remove cables and vhost-user sockets, but no TAPs.
 fn nic_part(old: &NicConfig, new: &NicConfig) -> Part {
     if old == new {
         return Part::Keep;
     }
-    let fixed = |config: &NicConfig| {
-        let mut config = ports_without_wires(config);
-        config.ports.iter_mut().for_each(|port| port.moderation = None);
-        config
-    };
-    if fixed(old) == fixed(new) { Part::InPlace } else { Part::Restart }
+    let whole = |config: &NicConfig| (config.node.clone(), config.seed, config.poll.clone(), config.bridge.is_some());
+    let stays = |port: &PortConfig| old.ports.iter().any(|other| hardware(other) == hardware(port));
+    let has_tap = |port: &PortConfig| matches!(port.device, Some(Device::Tap(_))) || matches!(port.wire, Some(Wire::TapWire(_)));
+    let new_tap = new.ports.iter().any(|port| has_tap(port) && !stays(port));
+    if whole(old) != whole(new) || new_tap { Part::Restart } else { Part::InPlace }
+}
+
+/// What of a NIC changes in place, beside what its links say.
+fn nic_changes(old: &NicConfig, new: &NicConfig) -> Vec<&'static str> {
+    let mut what = Vec::new();
+    let moderated = |port: &PortConfig| old.ports.iter().any(|other| other.name == port.name && other.moderation != port.moderation);
+    if new.ports.iter().any(moderated) {
+        what.push("interrupt moderation");
+    }
+    if old.bridge.is_some() && old.bridge != new.bridge {
+        what.push("ageing");
+    }
+    what
 }
 
 fn host_part(old: &HostConfig, new: &HostConfig) -> (Part, Vec<&'static str>) {
@@ -272,12 +284,12 @@ mod tests {
     }
 
     #[test]
-    fn added_host_restarts_only_the_switchs_nic() {
+    fn added_host_restarts_nothing() {
         let diff = diff(&star(), &star().host("c").link("c", "10.0.0.3/24", "sw", ""));
         assert_eq!(
             diff.nodes,
             [
-                ("sw".to_owned(), NodeChange::Update { nic: Part::Restart, host: Part::Keep }),
+                ("sw".to_owned(), NodeChange::Update { nic: Part::InPlace, host: Part::Keep }),
                 ("a".to_owned(), NodeChange::Update { nic: Part::Keep, host: Part::InPlace }),
                 ("b".to_owned(), NodeChange::Update { nic: Part::Keep, host: Part::InPlace }),
                 ("c".to_owned(), NodeChange::Add),
@@ -316,6 +328,14 @@ mod tests {
         let old = Sample::new("t").linux("t", None).host("b").link("t", "10.0.0.1/24", "b", "10.0.0.2/24");
         let new = Sample::new("t").linux("t", None).host("b").link("t", "10.0.0.9/24", "b", "10.0.0.2/24");
         assert_eq!(diff(&old, &new).nodes[0], ("t".to_owned(), NodeChange::Update { nic: Part::Keep, host: Part::Restart }));
+    }
+
+    #[test]
+    fn tap_cannot_be_added_to_a_nic_that_runs() {
+        let new = star().linux("t", None).with(|t| t.links[0].medium = Medium::Tap);
+        let diff = diff(&star(), &new);
+        assert_eq!(diff.nodes[0], ("sw".to_owned(), NodeChange::Update { nic: Part::Restart, host: Part::Keep }));
+        assert!(diff.changes.contains(&"~ link a:eth0 sw:p0 medium cable -> tap".to_owned()), "{:?}", diff.changes);
     }
 
     #[test]

@@ -125,7 +125,7 @@ pub async fn on_linux(
         status = process.ended() => status,
         () = output.closed() => {
             process.signal_group(Signal::HUP);
-            end_all(&[process.clone()], true).await;
+            end_all(std::slice::from_ref(&process), true).await;
             process.ended().await
         }
     };

@@ -78,6 +78,13 @@ pub enum Record {
         /// As `Announce` has it; a namespace's path; "PATH NAME" of a TAP.
         key: String,
     },
+    /// A daemon of a node has been started anew.
+    Restarted {
+        /// The node.
+        node: String,
+        /// How often until now.
+        times: u32,
+    },
     /// Nodes are about to change; what they change to is not yet the lab's topology.
     Begin {
         /// The nodes.
@@ -138,6 +145,8 @@ pub struct Owned {
     pub netns: Vec<PathBuf>,
     /// Namespace and name.
     pub taps: Vec<(PathBuf, String)>,
+    /// How often a node's daemons have been started anew.
+    pub restarts: BTreeMap<String, u32>,
     /// Deployed to the end at least once.
     pub committed: bool,
     /// Nodes that were being changed when the journal ends.
@@ -192,6 +201,9 @@ impl Owned {
                 self.netns.retain(|path| path.to_string_lossy() != key);
                 self.taps.retain(|(netns, name)| tap_key(netns, name) != key);
             }
+            Record::Restarted { node, times } => {
+                self.restarts.insert(node, times);
+            }
             Record::Begin { nodes } => self.changing = nodes,
             Record::Commit => {
                 self.committed = true;
@@ -221,6 +233,7 @@ impl Owned {
         }
         records.extend(self.netns.iter().map(|path| Record::Netns { path: path.clone() }));
         records.extend(self.taps.iter().map(|(netns, name)| Record::Tap { netns: netns.clone(), name: name.clone() }));
+        records.extend(self.restarts.iter().map(|(node, &times)| Record::Restarted { node: node.clone(), times }));
         if self.committed {
             records.push(Record::Commit);
         }
@@ -341,6 +354,7 @@ mod tests {
                 announce("hostd a"),
                 Record::Netns { path: "/run/ns/x".into() },
                 Record::Tap { netns: "/run/ns/x".into(), name: "eth0".into() },
+                Record::Restarted { node: "a".into(), times: 2 },
                 Record::Commit,
                 Record::Override { link: "a:e b:e".into(), state: Some(LinkState { up: false, forward: half, backward: half }) },
                 Record::Begin { nodes: vec!["a".into()] },

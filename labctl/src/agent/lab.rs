@@ -146,6 +146,17 @@ impl Lab {
         journal.commit(records).map_err(|error| Failure::Machine(format!("{}: {error}", self.run_dir.join(FILE_NAME).display())))
     }
 
+    /// Counts a restart of a node.
+    pub fn count_restart(&self, node: &str) -> Result<(), Failure> {
+        let times = {
+            let mut state = self.state();
+            let state = state.nodes.entry(node.to_owned()).or_default();
+            state.restarts += 1;
+            state.restarts
+        };
+        self.journal([Record::Restarted { node: node.to_owned(), times }])
+    }
+
     /// What the lab owns.
     pub fn owned(&self) -> Owned {
         self.state().journal.as_ref().map(|journal| journal.owned().clone()).unwrap_or_default()

@@ -263,7 +263,7 @@ mod tests {
             tokio::task::yield_now().await;
         }
         let children = with_stdout(&log);
-        end_all(&[process.clone()], false).await;
+        end_all(std::slice::from_ref(&process), false).await;
         assert!(process.has_ended());
         for (pid, start) in children {
             if let Some(child) = Process::adopt(pid, start).unwrap() {

@@ -13,7 +13,9 @@ use crate::agent::plan::{LinuxPlan, NodePlan, Plan};
 use crate::agent::process::{Launch, Process, launch};
 use crate::agent::supervise;
 use ringlab_proto::host::host_client::HostClient;
-use ringlab_proto::host::{Program, ProgramsRequest};
+use ringlab_proto::host::{Program, ProgramsRequest, StatsRequest};
+use ringlab_proto::nic;
+use ringlab_proto::nic::nic_client::NicClient;
 use ringlab_proto::nic::port_config::{Device, Wire};
 use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt;
@@ -25,6 +27,9 @@ use std::time::{Duration, Instant};
 
 /// How long a program of `run:` may take until it is ready.
 const READY: Duration = Duration::from_secs(30);
+
+/// How long links may take to come up before the deployment goes on without them.
+const SETTLE: Duration = Duration::from_secs(3);
 
 /// Who makes nodes.
 #[derive(Debug, Clone)]
@@ -187,6 +192,43 @@ impl Maker {
         std::fs::write(&path, text).map_err(|error| Failure::Machine(format!("{}: {error}", path.display())))
     }
 
+    /// Waits until a node's links have carrier and its host drives its NICs. Says which do not in time: that is no failure.
+    pub async fn settled(&self, node: &NodePlan, cancel: &Cancel) -> Result<Option<String>, Failure> {
+        let deadline = Instant::now() + SETTLE;
+        let mut pause = Duration::from_millis(1);
+        loop {
+            let waiting = cancel.or(self.without_carrier(node)).await?;
+            if waiting.is_empty() {
+                return Ok(None);
+            }
+            if Instant::now() > deadline {
+                return Ok(Some(format!("  node {}: no carrier yet on {}", node.name, waiting.join(", "))));
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(Duration::from_millis(50));
+        }
+    }
+
+    /// Interfaces that should have carrier and have not.
+    async fn without_carrier(&self, node: &NodePlan) -> Result<Vec<String>, Failure> {
+        let mut waiting = Vec::new();
+        if let Some((_, config)) = &node.nic {
+            let daemon = self.running(node, Role::Nicd)?;
+            let mut client = NicClient::new(channel(&daemon.socket)).max_decoding_message_size(64 << 20);
+            let stats = daemon.answer(client.stats(nic::StatsRequest {})).await?.into_inner();
+            let up = |name: &str| stats.ports.iter().any(|port| port.name == name && port.link_up);
+            let wanted = config.ports.iter().filter(|port| !port.link_down && !up(&port.name));
+            waiting.extend(wanted.map(|port| port.name.clone()));
+        }
+        if node.host.is_some() && waiting.is_empty() {
+            let daemon = self.running(node, Role::Hostd)?;
+            let mut client = HostClient::new(channel(&daemon.socket)).max_decoding_message_size(64 << 20);
+            let stats = daemon.answer(client.stats(StatsRequest {})).await?.into_inner();
+            waiting.extend(stats.interfaces.into_iter().filter(|interface| !interface.carrier).map(|interface| interface.name));
+        }
+        Ok(waiting)
+    }
+
     /// Waits until the programs of `run:` on a node are ready; on a Linux node, starts them.
     pub async fn programs(&self, node: &NodePlan, cancel: &Cancel) -> Result<(), Failure> {
         if let Some(linux) = &node.linux {
@@ -208,11 +250,13 @@ impl Maker {
         loop {
             let programs = daemon.answer(client.programs(ProgramsRequest {})).await?.into_inner().programs;
             if let Some(broken) = programs.iter().find(|program| !program.error.is_empty()) {
-                return Err(Failure::Deploy(format!("program {} on {}: {}", broken.name, node.name, broken.error)));
+                return Err(daemon.failed(&format!("program {} on {}: {}", broken.name, node.name, broken.error)));
             }
             let Some(waiting) = programs.iter().find(|program| !program.ready) else { return Ok(()) };
             if Instant::now() > deadline {
-                return Err(Failure::Deploy(format!("program {} on {} is not ready after {} s", waiting.name, node.name, READY.as_secs())));
+                let text =
+                    format!("program {} on {} is not ready after {} s ({})", waiting.name, node.name, READY.as_secs(), waiting.state);
+                return Err(daemon.failed(&text));
             }
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(Duration::from_millis(50));

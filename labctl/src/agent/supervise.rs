@@ -91,8 +91,8 @@ async fn start(maker: &Maker, node: &str, role: Role) -> Result<(), Failure> {
         let mut state = lab.state();
         let node_state = state.nodes.entry(node.to_owned()).or_default();
         *node_state.daemon(role) = None;
-        node_state.restarts += 1;
     }
+    lab.count_restart(node)?;
     let cancel = Cancel::new();
     match role {
         Role::Nicd => {
