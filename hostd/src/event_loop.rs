@@ -160,6 +160,8 @@ impl EventLoop {
         while !self.stopped {
             if self.turn()? {
                 if self.shared.now().since(self.last_look) >= LOOK {
+                    // A host that is never idle does not keep its listeners waiting either.
+                    self.listeners.drain(&mut self.shared.kernel(), true);
                     self.look(Some(Duration::ZERO))?;
                 }
             } else if !self.spin() && self.arm() {
