@@ -182,11 +182,9 @@ sysctls! {
     "net.ipv4.tcp_keepalive_intvl", tcp_keepalive_intvl: i64 = 75, COUNT;
     "net.ipv4.tcp_keepalive_probes", tcp_keepalive_probes: i64 = 9, (1, 255);
     "net.ipv4.tcp_slow_start_after_idle", tcp_slow_start_after_idle: i64 = 1, BOOL;
-    "net.ipv4.tcp_limit_output_bytes", tcp_limit_output_bytes: i64 = 4_194_304, INT;
     "net.ipv4.tcp_invalid_ratelimit", tcp_invalid_ratelimit: i64 = 500, INT;
     "net.ipv4.tcp_reordering", tcp_reordering: i64 = 3, (1, 300);
     "net.ipv4.tcp_orphan_retries", tcp_orphan_retries: i64 = 0, (0, 255);
-    "net.ipv4.tcp_min_tso_segs", tcp_min_tso_segs: i64 = 2, COUNT;
     "net.ipv4.tcp_ecn", tcp_ecn: i64 = 2, (0, 2);
     "net.ipv4.tcp_early_retrans", tcp_early_retrans: i64 = 3, (0, 4);
     "net.ipv4.tcp_max_reordering", tcp_max_reordering: i64 = 300, COUNT;
@@ -196,7 +194,6 @@ sysctls! {
     "net.ipv4.tcp_min_snd_mss", tcp_min_snd_mss: i64 = 48, (48, 65535);
     "net.ipv4.tcp_tso_win_divisor", tcp_tso_win_divisor: i64 = 3, INT;
     "net.ipv4.route.min_pmtu", route_min_pmtu: i64 = 552, (68, 65535);
-    "net.ipv4.tcp_autocorking", tcp_autocorking: i64 = 1, BOOL;
 }
 
 impl Kernel {
