@@ -317,10 +317,10 @@ impl Kernel {
     fn inet_csk_find_open_port(&mut self, sk: &Sock, addr: Ipv4Addr) -> Option<u16> {
         let (low, high) = self.tcp.sysctl.local_port_range;
         let count = u32::from(high).saturating_sub(u32::from(low)) + 1;
-        let start = self.rng.next_u32() % count & !1;
+        let start = (self.rng.next_u32() % count) & !1;
         for parity in [1, 0] {
             for i in (0..count).step_by(2) {
-                let offset = (start + i) % count & !1 | parity;
+                let offset = (((start + i) % count) & !1) | parity;
                 if offset >= count {
                     continue;
                 }
@@ -349,10 +349,10 @@ impl Kernel {
             self.tcp.perturb.resize(PERTURB, 0);
         }
         let index = (hash >> 32) as usize % PERTURB;
-        let start = (self.tcp.perturb[index].wrapping_add(hash as u32)) % count & !1;
+        let start = (self.tcp.perturb[index].wrapping_add(hash as u32) % count) & !1;
         for parity in [0, 1] {
             for i in (0..count).step_by(2) {
-                let offset = (start + i) % count & !1 | parity;
+                let offset = (((start + i) % count) & !1) | parity;
                 if offset >= count {
                     continue;
                 }

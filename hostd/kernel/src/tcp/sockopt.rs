@@ -376,11 +376,9 @@ mod tests {
 
     #[test]
     fn info_has_linux_size_and_places() {
-        let mut tp = TcpSock::default();
-        tp.state = State::Established;
+        let mut tp = TcpSock { state: State::Established, snd_wnd: 4242, ..TcpSock::default() };
         tp.cwnd.cwnd = 77;
         tp.total.bytes_received = 0x1122_3344_5566;
-        tp.snd_wnd = 4242;
         let b = tp.info_bytes(Instant(0));
         assert_eq!((b.len(), b[0]), (INFO_LEN, 1));
         assert_eq!(&b[80..84], &77u32.to_le_bytes()); // tcpi_snd_cwnd

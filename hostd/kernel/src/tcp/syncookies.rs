@@ -1,9 +1,9 @@
 //! SYN cookies: a connection's parameters in its sequence number and timestamp, so that
 //! a flood of SYNs takes no memory (Linux `syncookies.c`).
 //!
-//! Sequence number = hash₀(connection) + peer's number + (minute << 24)
-//! + ((hash₁(connection, minute) + MSS index) mod 2²⁴). With timestamps, their low
-//! six bits carry window scale, SACK and ECN.
+//! The sequence number is the sum of hash₀(connection), the peer's number, the minute
+//! shifted by 24 bits, and the low 24 bits of hash₁(connection, minute) plus the MSS
+//! index. With timestamps, their low six bits carry window scale, SACK and ECN.
 
 use super::header::Options;
 use super::minisock::RequestSock;

@@ -367,7 +367,7 @@ impl Kernel {
         let mut out: VecDeque<Box<SkBuff>> = VecDeque::with_capacity(queue.len());
         let mut open = false;
         for skb in queue {
-            let wasteful = skb.truesize - SKB_OVERHEAD > 2 * skb.len() && skb.len() > 0 && skb.len() <= COLLAPSE_BUF;
+            let wasteful = skb.truesize - SKB_OVERHEAD > 2 * skb.len() && !skb.is_empty() && skb.len() <= COLLAPSE_BUF;
             if !wasteful {
                 open = false;
                 out.push_back(skb);

@@ -81,10 +81,9 @@ impl Kernel {
             self.tcp_data_queue(sk, skb);
         } else {
             self.mib.inc(Mib::TCPHPHits);
-            let ack_segment = advances.then(|| skb.tcp);
             skb.pull(hdr).expect("header was checked");
             self.tcp_event_data_recv(sk, &skb);
-            if ack_segment.is_some() {
+            if advances {
                 let _ = self.tcp_ack(sk, &skb, opts, AckFlags::DATA);
             }
             sk.rmem_alloc += skb.truesize;

@@ -128,7 +128,7 @@ impl Kernel {
         let prior = tp.packets_out;
         tp.snd_nxt = skb.tcp.end_seq;
         tp.packets_out += pcount;
-        let data = skb.len() > 0;
+        let data = !skb.is_empty();
         tp.rtx_queue.push_back(skb);
         if data {
             self.mib.add(Mib::TCPOrigDataSent, u64::from(pcount));
