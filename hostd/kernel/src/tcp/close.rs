@@ -115,7 +115,19 @@ impl Kernel {
             }
         }
         self.tcp_orphan(&mut sk);
+        if sk.tp().state != State::Close {
+            self.tcp_count_orphan(&mut sk);
+        }
         self.tcp_put(sk);
+    }
+
+    /// One more connection without a program; too many are not kept (Linux `tcp_check_oom`).
+    fn tcp_count_orphan(&mut self, sk: &mut Sock) {
+        tp!(sk).orphan = true;
+        self.tcp.orphans += 1;
+        if self.tcp.orphans > self.tcp.sysctl.max_orphans {
+            self.tcp_abort(sk);
+        }
     }
 
     /// RST, and nothing remains.
@@ -237,6 +249,9 @@ impl Kernel {
 
     /// Nobody refers to the socket any more (Linux `inet_csk_destroy_sock`).
     pub(crate) fn inet_csk_destroy_sock(&mut self, mut sk: Box<Sock>) {
+        if sk.tp().orphan {
+            self.tcp.orphans -= 1;
+        }
         self.tcp_unhash(&mut sk, true);
         self.tcp.put_owner(sk.sport, Owner::Sock(sk.id));
         self.tcp_clear_timers(&mut sk);

@@ -146,6 +146,7 @@ impl Kernel {
             if !sk.tcp_memory_free(self.tcp.sysctl.notsent_lowat) {
                 return Fill::NoSpace;
             }
+            self.tcp_slow_start_after_idle_check(sk);
             let skb = self.alloc_skb();
             tp!(sk).queue_tail(skb, flag::ACK);
             sk.wmem_queued += TcpSock::skb_truesize(0);

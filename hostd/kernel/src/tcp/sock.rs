@@ -373,6 +373,8 @@ pub struct TcpSock {
     pub parent: Option<SockId>,
     /// It holds `sport` among the bound ports (`inet_num`).
     pub owns_port: bool,
+    /// Counted among the host's orphans.
+    pub orphan: bool,
     /// Counters.
     pub total: Totals,
 }
@@ -482,6 +484,7 @@ impl TcpSock {
             listen: None,
             parent: None,
             owns_port: false,
+            orphan: false,
             total: Totals::default(),
         }
     }

@@ -48,11 +48,17 @@ impl Kernel {
             return;
         }
         let (syncookies, ecn) = (self.tcp.sysctl.syncookies, self.tcp.sysctl.ecn);
+        // Without cookies the last quarter of the queue is kept for proven peers, of which none is known.
+        let max_syn = self.tcp.sysctl.max_syn_backlog as usize;
         let Some(sk) = self.socks.get_mut(listener) else { return };
         let (tos, ttl, rcvbuf_space) = (sk.inet.tos, sk.inet.ttl, sk.tcp_full_space());
         let (user_mss, clamp) = (sk.tp().rx_opt.user_mss, sk.tp().window_clamp);
         let Some(l) = &mut sk.tp_mut().listen else { return };
         let mut want_cookie = syncookies == 2;
+        if syncookies == 0 && isn.is_none() && l.requests.len() > max_syn - max_syn / 4 {
+            self.mib.inc(Mib::ListenDrops);
+            return;
+        }
         if l.requests.len() >= l.max_backlog.max(1) as usize && isn.is_none() {
             if syncookies == 0 {
                 self.mib.inc(Mib::TCPReqQFullDrop);

@@ -213,6 +213,21 @@ impl Kernel {
         }
     }
 
+    /// New data after a pause: the old window says nothing of the path now (RFC 5681 §4.1;
+    /// Linux `tcp_slow_start_after_idle_check`).
+    pub(crate) fn tcp_slow_start_after_idle_check(&mut self, sk: &mut Sock) {
+        let (now, on) = (self.now, self.tcp.sysctl.slow_start_after_idle);
+        let tp = tp!(sk);
+        if tp.packets_out > 0 || !tp.write_queue.is_empty() || tp.lsndtime.0 == 0 {
+            return;
+        }
+        let idle = now.since(tp.lsndtime);
+        tp.ca.tx_start(tp.lsndtime, now);
+        if on && idle > tp.rto {
+            tp.cwnd_restart(idle, now);
+        }
+    }
+
     /// Lets the send buffer follow the congestion window (Linux `tcp_sndbuf_expand`).
     pub(crate) fn tcp_sndbuf_expand(&mut self, sk: &mut Sock) {
         if sk.sndbuf_locked {
@@ -331,6 +346,20 @@ impl TcpSock {
         } else if now.since(w.stamp) >= self.rto && self.ca_state == CaState::Open && self.write_queue.is_empty() {
             self.cwnd_application_limited(now);
         }
+    }
+
+    /// Halves the window for every RTO of silence, down to the initial one (RFC 2861; Linux `tcp_cwnd_restart`).
+    fn cwnd_restart(&mut self, idle: Duration, now: crate::time::Instant) {
+        let least = crate::tcp::cong::TCP_INIT_CWND.min(self.cwnd.cwnd);
+        self.cwnd.ssthresh = self.current_ssthresh();
+        let mut left = idle.saturating_sub(self.rto);
+        while !left.is_zero() && self.cwnd.cwnd > least {
+            self.cwnd.cwnd >>= 1;
+            left = left.saturating_sub(self.rto);
+        }
+        self.cwnd.cwnd = self.cwnd.cwnd.max(least);
+        self.cwnd.stamp = now;
+        self.cwnd.max_packets_out = 0;
     }
 
     /// Linux `tcp_cwnd_application_limited`.
