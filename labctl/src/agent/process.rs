@@ -168,6 +168,26 @@ pub fn with_stdout(log: &Path) -> Vec<(u32, u64)> {
     found
 }
 
+/// Processes in one of these network namespaces, which must be mounts of namespaces other than our own.
+pub fn inside_namespaces(mounts: &[PathBuf]) -> Vec<(u32, u64)> {
+    let identity = |path: &Path| std::fs::metadata(path).map(|namespace| (namespace.dev(), namespace.ino())).ok();
+    let own = identity(Path::new("/proc/self/ns/net"));
+    // A mount point that lost its mount is a file of another file system: no process is "in" it.
+    let wanted = mounts.iter().filter_map(|mount| identity(mount)).filter(|mount| own.is_some_and(|own| own != *mount)).collect::<Vec<_>>();
+    if wanted.is_empty() {
+        return Vec::new();
+    }
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        let there = identity(&entry.path().join("ns/net")).is_some_and(|namespace| wanted.contains(&namespace));
+        if let (true, Some(start)) = (there, start_time(pid)) {
+            found.push((pid, start));
+        }
+    }
+    found
+}
+
 /// What a process's end says: "exit status 1", "signal 9".
 pub fn describe(status: Option<ExitStatus>) -> String {
     match status {

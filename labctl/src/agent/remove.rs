@@ -8,15 +8,16 @@ use crate::agent::diff::{NodeChange, Part};
 use crate::agent::journal::{Owned, OwnedProcess, Record, tap_key};
 use crate::agent::lab::Lab;
 use crate::agent::netns::{self, Netns};
-use crate::agent::process::{Process, boot_id, end_all, with_stdout};
+use crate::agent::process::{Process, boot_id, end_all, inside_namespaces, with_stdout};
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Removes a lab's processes, namespaces and TAPs, and its run directory.
 pub async fn remove_lab(run_dir: &Path, owned: &Owned) -> io::Result<()> {
     if owned.lab.as_ref().is_none_or(|(_, _, boot, _)| *boot == boot_id()) {
         end_all(&processes(owned.processes.values()), true).await;
+        empty(&owned.netns).await;
         remove_taps(&owned.taps).await;
     }
     owned.netns.iter().for_each(|path| netns::remove(path));
@@ -33,6 +34,11 @@ pub async fn remove_lab(run_dir: &Path, owned: &Owned) -> io::Result<()> {
     std::fs::remove_dir_all(run_dir)
 }
 
+/// Ends what still runs in the lab's own namespaces (a program that `exec` left in the background): its machine is switched off.
+async fn empty(namespaces: &[PathBuf]) {
+    end_all(&adopt(inside_namespaces(namespaces)), false).await;
+}
+
 /// Those of a journal's processes that run.
 pub fn processes<'a>(owned: impl IntoIterator<Item = &'a OwnedProcess>) -> Vec<Arc<Process>> {
     let mut identities = Vec::new();
@@ -44,6 +50,10 @@ pub fn processes<'a>(owned: impl IntoIterator<Item = &'a OwnedProcess>) -> Vec<A
             (None, None) => {}
         }
     }
+    adopt(identities)
+}
+
+fn adopt(identities: Vec<(u32, u64)>) -> Vec<Arc<Process>> {
     let adopt = |(pid, start_time)| match Process::adopt(pid, start_time) {
         Ok(process) => process,
         Err(error) => {
@@ -55,7 +65,7 @@ pub fn processes<'a>(owned: impl IntoIterator<Item = &'a OwnedProcess>) -> Vec<A
 }
 
 /// TAPs in namespaces that are not the lab's: they went with nicd, unless it had made them persistent.
-async fn remove_taps(taps: &[(std::path::PathBuf, String)]) {
+async fn remove_taps(taps: &[(PathBuf, String)]) {
     for (path, name) in taps {
         if let Ok(namespace) = Netns::open(path).await {
             namespace.delete(name).await;
@@ -100,6 +110,7 @@ pub async fn stop_parts(lab: &Lab, changes: &[(String, NodeChange)]) -> Result<(
     for name in gone_nodes {
         let path = lab.run_dir.join("netns").join(&name);
         if owned.netns.contains(&path) {
+            empty(std::slice::from_ref(&path)).await;
             netns::remove(&path);
             keys.push(path.to_string_lossy().into_owned());
         }
@@ -140,6 +151,25 @@ mod tests {
         let announced = start("nicd b", false).await;
         remove_lab(&dir, &Owned::read(&dir).unwrap()).await.unwrap();
         assert!(named.has_ended() && announced.has_ended());
+        assert!(!dir.exists());
+    }
+
+    #[tokio::test]
+    async fn what_runs_in_the_labs_namespace_ends_with_it() {
+        if netns::may_make().await.is_err() {
+            return;
+        }
+        let scratch = Scratch::new("remove-netns");
+        let dir = scratch.path().join("lab");
+        std::fs::create_dir(&dir).unwrap();
+        let namespace = dir.join("n");
+        let mut journal = Journal::open(&dir, Owned::default()).unwrap();
+        journal.write([Record::Netns { path: namespace.clone() }]).unwrap();
+        netns::make(&namespace).await.unwrap();
+        let child = netns::inside(&namespace, || Command::new("sleep").arg("60").spawn()).await.unwrap();
+        let process = Process::of_child(child).unwrap();
+        remove_lab(&dir, &Owned::read(&dir).unwrap()).await.unwrap();
+        assert!(process.has_ended());
         assert!(!dir.exists());
     }
 
