@@ -4,7 +4,7 @@
 //! mode, outside the kernel model; in a call it runs, or sleeps on a wait queue
 //! with the call's state kept here, or stands on its CPU's run queue after a
 //! wake-up. User-mode time is not modelled: a runnable task runs as soon as
-//! [`Kernel::schedule`] gets to it.
+//! `schedule` gets to it.
 //!
 //! A context switch is counted each time a task leaves its CPU because it blocks,
 //! and each time it comes back: two for a blocking call.
@@ -160,7 +160,8 @@ impl Kernel {
         id
     }
 
-    /// Ends a task, whatever it does: its call is abandoned, its descriptors are closed.
+    /// Ends a task, whatever it does: its call is abandoned, its descriptors are closed. What that sends
+    /// leaves with the next [`Kernel::handle`]: feed [`crate::Event::Timer`] afterwards.
     pub fn exit(&mut self, id: TaskId) {
         let Some(task) = self.tasks.get_mut(id) else { return };
         let op = task.op.take();

@@ -1,11 +1,11 @@
 //! UDP (RFC 768; Linux `net/ipv4/udp.c`).
 //!
 //! A datagram in is looked up by destination port, then by how exactly the
-//! socket's addresses match it ([`table`]), and queued at once, also when a process
+//! socket's addresses match it (`table.rs`), and queued at once, also when a process
 //! is in a call on the socket (the host's `udp_backlog` setting brings back the
 //! backlog of before Linux 4.10). No room in the receive buffer: dropped and
 //! counted `RcvbufErrors`. A datagram out has no queue of its own: it is charged to
-//! the socket until the device has sent it ([`output`]).
+//! the socket until the device has sent it (`output.rs`).
 //!
 //! States: a socket has a port or not, and a peer or not. Errors that ICMP
 //! reports reach a connected socket, or one that asked for them by `IP_RECVERR`.

@@ -352,7 +352,6 @@ impl Kernel {
                 self.arm_deadline(task, timeout);
                 return Flow::Block(Op::Connect(file, progress));
             }
-            self.lock_sock(id, |_, sk| sk.wq.remove(crate::wait::queue::Waiter::Task(task)));
         }
     }
 

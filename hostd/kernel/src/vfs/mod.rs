@@ -2,14 +2,14 @@
 //!
 //! Three levels, as in Linux. A *descriptor* is a number in a task's table
 //! ([`fd::FdTable`]), with its close-on-exec flag; threads share a table, `fork`
-//! copies it. A *file* ([`File`]) is what is open: `dup` and `fork` make further
+//! copies it. A *file* (`struct file`) is what is open: `dup` and `fork` make further
 //! references to the same file, so its status flags are shared. Behind it stands
 //! the *object*: a socket or an epoll instance; it goes with the last reference
 //! of its file, and so does every epoll item that watches the file. A blocked
 //! call holds a reference: closing the descriptor under it does not end it.
 //!
-//! Payload and addresses go through [`msg`] and [`af_inet`], options through
-//! [`sockopt`].
+//! Payload goes through `msg.rs`, addresses and connections through `af_inet.rs`,
+//! options through `sockopt.rs`; `info.rs` is what `ss` shows.
 
 pub(crate) mod af_inet;
 mod devs;
@@ -219,7 +219,7 @@ impl Kernel {
     }
 
     /// Closes the descriptors of a task that do not survive `exec`. A table shared with other tasks is left
-    /// by this one first (Linux `unshare_files`).
+    /// by this one first (Linux `unshare_files`). What closing sends leaves with the next [`Kernel::handle`].
     pub fn exec_close(&mut self, task: TaskId) {
         let Some(files) = self.tasks.get(task).map(|t| t.files) else { return };
         if self.vfs.tables[files.0 as usize].as_ref().is_some_and(|t| t.1 > 1) {

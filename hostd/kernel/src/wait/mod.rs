@@ -2,10 +2,10 @@
 //!
 //! Whoever waits puts an entry on the wait queue of the object: a task that
 //! sleeps in a call, a task in `poll`, or an epoll item. A change of the object
-//! calls [`Kernel::wake_up`] (through `sk_data_ready` and its kin), which walks the
+//! calls `wake_up` (through `sk_data_ready` and its kin), which walks the
 //! queue: the non-exclusive entries all, the exclusive ones up to the first that
 //! really woke somebody. A woken task does not run at once: it is put on its
-//! CPU's run queue, and its call goes on from [`Kernel::schedule`].
+//! CPU's run queue, and its call goes on from `schedule`.
 //!
 //! `poll` registers on every descriptor and walks all of them after each wake-up:
 //! O(N) ([`select`]). An epoll instance is registered once per descriptor, its

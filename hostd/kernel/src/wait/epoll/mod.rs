@@ -2,7 +2,7 @@
 //!
 //! An instance holds its items by file and descriptor, and a *ready list*
 //! (`rdllist`). `epoll_ctl(ADD)` puts one entry on the watched object's wait queue; when
-//! the object changes, [`Kernel::ep_poll_callback`] appends the item to the ready list and
+//! the object changes, `ep_poll_callback` appends the item to the ready list and
 //! wakes one task that waits in `epoll_wait`, which looks at the ready list only:
 //! O(ready). An item that is reported and is level-triggered goes to the tail of
 //! the list again, and is dropped from it when a later look finds it not ready; an
