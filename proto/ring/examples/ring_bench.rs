@@ -5,10 +5,13 @@
 //! repetitions, which alternate between the two. Both move 64-octet frames in batches of
 //! 32, copied in by one process and out by the other; both spin, and give the processor
 //! away when they spun long. The other process is this program again.
+//!
+//! The bare ring: 256 slots of a length and 64 octets, a head and a tail, no ids, no
+//! ownership, no checks. The virtqueue: 256 descriptors, a buffer for each, every address
+//! checked by the device, every id and length by the driver.
 
 use ringlab_ring::memory::Region;
 use ringlab_ring::packed::{Chain, DeviceQueue, DriverQueue, Features, Layout, MemoryMap};
-use ringlab_ring::pool::{Buf, Pool};
 use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::thread::{CpuSet, sched_setaffinity};
 use std::hint::{black_box, spin_loop};
@@ -28,9 +31,11 @@ const MODE: u64 = 128;
 const HEAD: u64 = 192;
 const TAIL: u64 = 256;
 const SLOTS: u64 = 4096;
+/// Octets of a slot: a length and a frame.
+const SLOT: u64 = 8 + FRAME as u64;
 const VIRTQUEUE_AT: u64 = 65536;
-const POOL_AT: u64 = 1 << 20;
-const REGION: usize = 3 << 20;
+const BUFFERS_AT: u64 = 1 << 20;
+const REGION: usize = 2 << 20;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Mode {
@@ -90,10 +95,17 @@ fn word(region: &Region, at: u64) -> &AtomicU32 {
     unsafe { AtomicU32::from_ptr(slice.as_raw().0.cast()) }
 }
 
-/// Spins; gives the processor away now and then, in case the peer needs it.
+/// Spins, not so fast that the peer's cache line is taken away all the time; gives the
+/// processor away now and then, in case the peer needs it.
 fn wait(spins: &mut u32) {
     *spins += 1;
-    if (*spins).is_multiple_of(4096) { std::thread::yield_now() } else { spin_loop() }
+    if (*spins).is_multiple_of(4096) {
+        std::thread::yield_now()
+    } else {
+        for _ in 0..16 {
+            spin_loop()
+        }
+    }
 }
 
 fn start(region: &Region, round: u32, mode: Mode) {
@@ -144,8 +156,8 @@ fn check(frame: &[u8; FRAME], n: u32) -> bool {
     got == LAST
 }
 
-fn produce_virtqueue(region: &Region, mut queue: DriverQueue<Buf>, begin: Instant, time: Duration) -> u32 {
-    let pool = Pool::new(region.clone(), POOL_AT, REGION - POOL_AT as usize);
+fn produce_virtqueue(region: &Region, mut queue: DriverQueue<u64>, begin: Instant, time: Duration) -> u32 {
+    let mut buffers: Vec<u64> = (0..u64::from(RING)).rev().map(|i| BUFFERS_AT + i * FRAME as u64).collect();
     let frames = frames();
     let (mut n, mut spins, mut last) = (0, 0, false);
     queue.disable_call();
@@ -154,17 +166,18 @@ fn produce_virtqueue(region: &Region, mut queue: DriverQueue<Buf>, begin: Instan
         let mut sent = 0;
         while sent < BATCH {
             if u32::from(queue.free()) < BATCH {
-                while let Some((buf, _)) = queue.pop_used().expect("an honest device") {
-                    drop(buf);
+                while let Some((buffer, _)) = queue.pop_used().expect("an honest device") {
+                    region.slice(buffer, FRAME).expect("inside").prefetch_write();
+                    buffers.push(buffer);
                 }
                 wait(&mut spins);
                 continue;
             }
             while sent < BATCH {
                 let frame = pick(&frames, n, last && sent == BATCH - 1);
-                let buf = pool.alloc(FRAME as u32).expect("a pool for a full ring");
-                buf.slice(0, FRAME as u32).write(frame);
-                queue.stage(&[(buf.offset(), FRAME as u32)], &[], buf).expect("room");
+                let buffer = buffers.pop().expect("one for each descriptor");
+                region.slice(buffer, FRAME).expect("inside").write(frame);
+                queue.stage(&[(buffer, black_box(FRAME as u32))], &[], buffer).expect("room");
                 (n, sent) = (n + 1, sent + 1);
             }
             queue.publish();
@@ -189,7 +202,8 @@ fn consume_virtqueue(region: &Region) {
         let mut taken = 0;
         while taken < BATCH && queue.pop(&mut chain).expect("an honest driver") {
             let segment = chain.segments[0];
-            map.slice_at(segment.region, segment.offset, segment.len as usize).expect("checked by pop").read(&mut frame);
+            let len = segment.len as usize;
+            map.slice_at(segment.region, segment.offset, len).expect("checked by pop").read(&mut frame[..len]);
             last = check(&frame, n);
             queue.push_used(chain.id, chain.descs, 0);
             (n, taken) = (n + 1, taken + 1);
@@ -202,9 +216,16 @@ fn consume_virtqueue(region: &Region) {
     }
 }
 
+fn length(region: &Region, n: u32) -> &AtomicU32 {
+    word(region, slot_at(n))
+}
+
 fn slot(region: &Region, n: u32) -> ringlab_ring::memory::Slice<'_> {
-    let at = SLOTS + u64::from(n % u32::from(RING)) * FRAME as u64;
-    region.slice(at, FRAME).expect("inside")
+    region.slice(slot_at(n) + 8, FRAME).expect("inside")
+}
+
+fn slot_at(n: u32) -> u64 {
+    SLOTS + u64::from(n % u32::from(RING)) * SLOT
 }
 
 fn produce_bare(region: &Region, begin: Instant, time: Duration) -> u32 {
@@ -218,7 +239,9 @@ fn produce_bare(region: &Region, begin: Instant, time: Duration) -> u32 {
             wait(&mut spins);
         }
         for i in 0..BATCH {
-            slot(region, n).write(pick(&frames, n, last && i == BATCH - 1));
+            let frame = pick(&frames, n, last && i == BATCH - 1);
+            slot(region, n).write(frame);
+            length(region, n).store(black_box(FRAME as u32), Relaxed);
             n += 1;
         }
         tail.store(n, Release);
@@ -241,7 +264,8 @@ fn consume_bare(region: &Region) {
         }
         let end = n + (end - n).min(BATCH);
         while n != end {
-            slot(region, n).read(&mut frame);
+            let len = length(region, n).load(Relaxed) as usize;
+            slot(region, n).read(&mut frame[..len]);
             last = check(&frame, n);
             n += 1;
         }

@@ -199,6 +199,13 @@ impl Position {
         if n > self.index { Self { index: self.index + (size - n), wrap: !self.wrap } } else { Self { index: self.index - n, ..self } }
     }
 
+    /// Descriptors from here to `later`, 0 to `size`.
+    #[inline]
+    pub(super) fn until(self, later: Self, size: u16) -> u16 {
+        let lap = if self.wrap == later.wrap { 0 } else { size };
+        later.index.wrapping_sub(self.index).wrapping_add(lap)
+    }
+
     /// As event words and vhost-user carry it: index, wrap counter in bit 15.
     pub fn to_bits(self) -> u16 {
         self.index | u16::from(self.wrap) << 15
@@ -277,16 +284,37 @@ impl Meta {
     }
     #[inline]
     pub(super) fn is_available(self, wrap: bool) -> bool {
-        let want = if wrap { u64::from(AVAIL) << 48 } else { u64::from(USED) << 48 };
-        self.0 & STATE == want
+        self.state() == State::available(wrap)
     }
     #[inline]
     pub(super) fn is_used(self, wrap: bool) -> bool {
-        self.0 & STATE == if wrap { STATE } else { 0 }
+        self.state() == State::used(wrap)
+    }
+    #[inline]
+    pub(super) fn state(self) -> State {
+        State(self.0 & STATE)
     }
     /// True if the driver wrote it in the lap of `wrap`, whatever became of it.
     pub(super) fn is_of_lap(self, wrap: bool) -> bool {
         (self.flags() & AVAIL != 0) == wrap
+    }
+}
+
+/// The state bits of a descriptor, to compare at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct State(u64);
+
+impl State {
+    /// What no descriptor shows: a queue that expects it never moves again.
+    pub(super) const NEVER: Self = Self(1);
+
+    #[inline]
+    pub(super) fn available(wrap: bool) -> Self {
+        Self(u64::from(if wrap { AVAIL } else { USED }) << 48)
+    }
+    #[inline]
+    pub(super) fn used(wrap: bool) -> Self {
+        Self(if wrap { STATE } else { 0 })
     }
 }
 
@@ -446,10 +474,21 @@ mod backing {
 
         #[inline]
         pub(super) fn slot(&self, index: u16) -> &Slot {
-            assert!(index < self.size, "positions stay in the ring");
-            // SAFETY: `new` checked that `size` slots lie in the mapping, aligned; the
-            // index is below it; the region lives as long as `self`; a slot is atomics.
+            debug_assert!(index < self.size, "positions stay in the ring");
+            // SAFETY: `new` checked that `size` slots lie in the mapping, aligned. The index
+            // is below it: a queue passes those of its positions, which start at 0 (or where
+            // `set_base` checked), and which `advance` and `retreat` keep below the size. The
+            // region lives as long as `self`; a slot is atomics.
             unsafe { self.raw.descs.add(usize::from(index)).as_ref() }
+        }
+
+        /// Two cache lines ahead, once a line: whoever walks the ring will read that line
+        /// and then write it, so it is fetched for writing.
+        #[inline]
+        pub(in crate::packed) fn prefetch(&self, index: u16) {
+            if index.is_multiple_of(4) && index + 8 < self.size {
+                crate::memory::prefetch_write(self.raw.descs.as_ptr().wrapping_add(usize::from(index) + 8).cast());
+            }
         }
 
         pub(super) fn driver_word(&self) -> &AtomicU32 {
@@ -492,6 +531,7 @@ mod backing {
             let slots = (0..size).map(|_| Slot { addr: AtomicU64::new(0), meta: AtomicU64::new(0) }).collect();
             Self { raw: Raw(Arc::new(Words { slots, driver: AtomicU32::new(0), device: AtomicU32::new(0) })), size }
         }
+        pub(in crate::packed) fn prefetch(&self, _index: u16) {}
         pub(super) fn slot(&self, index: u16) -> &Slot {
             &self.raw.0.slots[usize::from(index)]
         }

@@ -1,6 +1,6 @@
 //! The device's side: takes available chains, returns them used.
 
-use super::desc::{DESC_LEN, EventMode, Features, INDIRECT, Layout, Meta, NEXT, Position, RingError, RingMem, VringBase, WRITE};
+use super::desc::{DESC_LEN, EventMode, Features, INDIRECT, Layout, Meta, NEXT, Position, RingError, RingMem, State, VringBase, WRITE};
 use super::map::MemoryMap;
 use crate::atomics::{Ordering, fence};
 use alloc::sync::Arc;
@@ -61,21 +61,46 @@ pub struct DeviceQueue {
     map: Arc<MemoryMap>,
     features: Features,
     size: u16,
-    /// Next descriptor to take.
+    /// The region in which the last buffer lay: most likely also the next one's.
+    hot: HotRegion,
+    /// Next descriptor to take,
     avail: Position,
+    /// and what it then shows; [`State::NEVER`] once the queue failed.
+    expect: State,
     /// Next descriptor to return.
     used: Position,
-    /// Descriptors taken and not returned.
-    in_flight: u16,
     /// Up to here the driver sees used descriptors; from here to `used` they are staged.
     published: Position,
-    /// Second half of the descriptor at `published`, if staged.
+    /// Second half of the descriptor at `published`, if staged: the driver polls that one.
     head: Meta,
     /// Descriptors published since the last `needs_call`.
     moved: u16,
     /// Event word as last written; `None` before.
     event: Option<EventMode>,
     failed: Option<RingError>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct HotRegion {
+    gpa: u64,
+    size: u64,
+    offset: u64,
+    index: u16,
+}
+
+impl HotRegion {
+    const NONE: Self = Self { gpa: 0, size: 0, offset: 0, index: 0 };
+
+    fn of(map: &MemoryMap, index: u16) -> Self {
+        map.regions().get(usize::from(index)).map_or(Self::NONE, |r| Self { gpa: r.gpa, size: r.size, offset: r.offset, index })
+    }
+
+    /// As [`MemoryMap::region_of`], in this region alone.
+    #[inline]
+    fn offset(&self, gpa: u64, len: u32) -> Option<u64> {
+        let at = gpa.wrapping_sub(self.gpa);
+        (at < self.size && u64::from(len) <= self.size - at).then(|| self.offset + at)
+    }
 }
 
 impl DeviceQueue {
@@ -97,13 +122,14 @@ impl DeviceQueue {
     pub fn with_ring(ring: RingMem, map: Arc<MemoryMap>, features: Features) -> Self {
         let size = ring.size();
         Self {
+            hot: HotRegion::of(&map, 0),
             ring,
             map,
             features,
             size,
             avail: Position::START,
+            expect: State::available(true),
             used: Position::START,
-            in_flight: 0,
             published: Position::START,
             head: Meta::new(0, 0, 0),
             moved: 0,
@@ -122,7 +148,8 @@ impl DeviceQueue {
             return Err(RingError::IndexBeyondRing(base.used.index));
         }
         (self.avail, self.used, self.published) = (base.used, base.used, base.used);
-        (self.in_flight, self.moved) = (0, 0);
+        self.expect = State::available(base.used.wrap);
+        self.moved = 0;
         Ok(())
     }
 
@@ -144,8 +171,9 @@ impl DeviceQueue {
     }
 
     /// Descriptors taken and not yet returned.
+    #[inline]
     pub fn in_flight(&self) -> u16 {
-        self.in_flight
+        self.used.until(self.avail, self.size)
     }
 
     /// Takes the next available chain into `chain`; false if there is none.
@@ -156,21 +184,41 @@ impl DeviceQueue {
     pub fn pop(&mut self, chain: &mut Chain) -> Result<bool, RingError> {
         // Acquire pairs with the driver's Release: addresses and frames after the flags.
         let meta = self.ring.meta(self.avail.index, Ordering::Acquire);
-        if let Some(e) = self.failed {
-            return Err(e);
-        }
-        if !meta.is_available(self.avail.wrap) {
+        if meta.state() != self.expect {
             return self.check_idle(meta);
         }
-        chain.clear();
-        match self.walk(chain, meta) {
-            Ok(()) => {
-                self.avail = self.avail.advance(chain.descs, self.size);
-                self.in_flight += chain.descs;
-                Ok(true)
+        self.ring.prefetch(self.avail.index);
+        let (len, flags) = (meta.len(), meta.flags());
+        if flags & (NEXT | INDIRECT) == 0 && self.in_flight() < self.size {
+            let gpa = self.ring.addr(self.avail.index);
+            if let Some(offset) = self.hot.offset(gpa, len) {
+                let writable = flags & WRITE != 0;
+                chain.segments.clear();
+                chain.segments.push(Segment { gpa, offset, len, region: self.hot.index, writable });
+                (chain.id, chain.descs) = (meta.id(), 1);
+                (chain.readable, chain.writable) = if writable { (0, len.into()) } else { (len.into(), 0) };
+                self.step(1);
+                return Ok(true);
             }
-            Err(e) => Err(self.fail(e)),
         }
+        self.pop_any(chain, meta)
+    }
+
+    /// As `pop`, for chains of every form.
+    fn pop_any(&mut self, chain: &mut Chain, meta: Meta) -> Result<bool, RingError> {
+        chain.clear();
+        self.walk(chain, meta).map_err(|e| self.fail(e))?;
+        if let Some(last) = chain.segments.last() {
+            self.hot = HotRegion::of(&self.map, last.region);
+        }
+        self.step(chain.descs);
+        Ok(true)
+    }
+
+    #[inline]
+    fn step(&mut self, descs: u16) {
+        self.avail = self.avail.advance(descs, self.size);
+        self.expect = State::available(self.avail.wrap);
     }
 
     /// Puts the chain popped last back: the next `pop` takes it again.
@@ -178,16 +226,17 @@ impl DeviceQueue {
     /// # Panics
     /// If nothing is in flight.
     pub fn unpop(&mut self, chain: &Chain) {
-        assert!(chain.descs <= self.in_flight, "only what was popped is put back");
-        self.in_flight -= chain.descs;
+        assert!(chain.descs <= self.in_flight(), "only what was popped is put back");
         self.avail = self.avail.retreat(chain.descs, self.size);
+        if self.failed.is_none() {
+            self.expect = State::available(self.avail.wrap);
+        }
     }
 
     /// Reads the chain at `avail`, whose first flags are `meta`, and checks it.
-    #[inline]
     fn walk(&self, chain: &mut Chain, mut meta: Meta) -> Result<(), RingError> {
         let mut at = self.avail;
-        let room = self.size - self.in_flight;
+        let room = self.size - self.in_flight();
         chain.descs = 0;
         loop {
             if chain.descs == room {
@@ -260,6 +309,9 @@ impl DeviceQueue {
     /// Nothing available: the descriptor must not look used in a lap not yet walked.
     #[inline]
     fn check_idle(&mut self, meta: Meta) -> Result<bool, RingError> {
+        if let Some(e) = self.failed {
+            return Err(e);
+        }
         if meta.is_used(self.avail.wrap) {
             return Err(self.fail(RingError::WrapBit(self.avail.index)));
         }
@@ -269,7 +321,7 @@ impl DeviceQueue {
     /// True if an available chain waits.
     #[inline]
     pub fn has_avail(&self) -> bool {
-        self.failed.is_none() && self.ring.meta(self.avail.index, Ordering::Acquire).is_available(self.avail.wrap)
+        self.ring.meta(self.avail.index, Ordering::Acquire).state() == self.expect
     }
 
     /// Returns a chain, `len` octets of it written; the driver sees it at the next
@@ -279,7 +331,7 @@ impl DeviceQueue {
     /// If more descriptors are returned than were taken.
     #[inline]
     pub fn push_used(&mut self, id: u16, descs: u16, len: u32) {
-        assert!(descs <= self.in_flight, "only what was popped is returned");
+        assert!(descs <= self.in_flight(), "only what was popped is returned");
         let flags = if len > 0 { WRITE } else { 0 };
         let meta = Meta::used(len, id, flags, self.used.wrap);
         if self.used == self.published {
@@ -288,8 +340,6 @@ impl DeviceQueue {
             self.ring.set_meta(self.used.index, meta, Ordering::Relaxed);
         }
         self.used = self.used.advance(descs, self.size);
-        self.in_flight -= descs;
-        self.moved = self.moved.saturating_add(descs);
     }
 
     /// Shows the driver what was returned.
@@ -299,6 +349,7 @@ impl DeviceQueue {
             // Release pairs with the driver's Acquire of the same flags: frames and the
             // batch's other descriptors before its first flags.
             self.ring.set_meta(self.published.index, self.head, Ordering::Release);
+            self.moved = self.moved.saturating_add(self.published.until(self.used, self.size));
             self.published = self.used;
         }
     }
@@ -307,10 +358,10 @@ impl DeviceQueue {
     /// published since the last call. A nonsensical event word stops the queue: the next `pop` says so.
     #[inline]
     pub fn needs_call(&mut self) -> bool {
+        self.publish();
         if self.moved == 0 {
             return false;
         }
-        self.publish();
         // Flags before event word: pairs with the fence in the driver's `enable_call`.
         // Without it both may see the old state: the driver sleeps, nobody rings.
         fence(Ordering::SeqCst);
@@ -351,6 +402,7 @@ impl DeviceQueue {
 
     #[cold]
     fn fail(&mut self, e: RingError) -> RingError {
+        self.expect = State::NEVER;
         *self.failed.get_or_insert(e)
     }
 }

@@ -1,6 +1,6 @@
 //! The driver's side: makes chains available, takes them back used.
 
-use super::desc::{EventMode, Features, INDIRECT, Layout, Meta, NEXT, Position, RingError, RingMem, WRITE};
+use super::desc::{EventMode, Features, INDIRECT, Layout, Meta, NEXT, Position, RingError, RingMem, State, WRITE};
 use crate::atomics::{Ordering, fence};
 use crate::memory::Region;
 use alloc::vec::Vec;
@@ -24,16 +24,18 @@ pub struct DriverQueue<T> {
     size: u16,
     /// Next descriptor to write.
     avail: Position,
-    /// Next descriptor to take back.
-    used: Position,
-    free: u16,
-    free_ids: Vec<u16>,
-    /// By id.
-    chains: Vec<InFlight<T>>,
     /// Up to here the device sees descriptors; from here to `avail` they are staged.
     published: Position,
-    /// Second half of the descriptor at `published`, if staged.
-    head: Meta,
+    /// The descriptor at `published`, if staged: the device polls that one.
+    head: (u64, Meta),
+    /// Next descriptor to take back,
+    used: Position,
+    /// and what it then shows; [`State::NEVER`] once the queue failed.
+    expect: State,
+    /// By id.
+    chains: Vec<InFlight<T>>,
+    /// Where to look for a free id: most chains come back in order.
+    next_id: u16,
     /// Descriptors published since the last `needs_kick`.
     added: u16,
     /// Event word as last written.
@@ -44,18 +46,26 @@ pub struct DriverQueue<T> {
 
 #[derive(Debug)]
 struct InFlight<T> {
-    /// Initialised while `descs` is not 0.
+    /// Initialised while `size` is not free.
     token: MaybeUninit<T>,
-    /// Descriptors of the ring that it takes; 0: the id is free.
+    size: ChainSize,
+}
+
+/// Descriptors of the ring that a chain takes (0: the id is free), and octets of it that
+/// the device may write.
+#[derive(Debug, Clone, Copy)]
+#[repr(align(8))]
+struct ChainSize {
     descs: u16,
-    /// Octets that the device may write.
     writable: u32,
 }
+
+const FREE: ChainSize = ChainSize { descs: 0, writable: 0 };
 
 impl<T> InFlight<T> {
     #[inline]
     fn take(&mut self) -> Option<(T, u16)> {
-        let descs = core::mem::take(&mut self.descs);
+        let descs = core::mem::replace(&mut self.size, FREE).descs;
         // SAFETY: not 0, so the token is initialised; now 0, so it is not read again.
         (descs != 0).then(|| (unsafe { self.token.assume_init_read() }, descs))
     }
@@ -96,12 +106,12 @@ impl<T> DriverQueue<T> {
             size,
             features,
             avail: Position::START,
-            used: Position::START,
-            free: size,
-            free_ids: (0..size).rev().collect(),
-            chains: (0..size).map(|_| InFlight { token: MaybeUninit::uninit(), descs: 0, writable: 0 }).collect(),
             published: Position::START,
-            head: Meta::new(0, 0, 0),
+            head: (0, Meta::new(0, 0, 0)),
+            used: Position::START,
+            expect: State::used(true),
+            chains: (0..size).map(|_| InFlight { token: MaybeUninit::uninit(), size: FREE }).collect(),
+            next_id: 0,
             added: 0,
             event: EventMode::Enable,
             tables: None,
@@ -113,7 +123,7 @@ impl<T> DriverQueue<T> {
     /// Descriptors that are free.
     #[inline]
     pub fn free(&self) -> u16 {
-        self.free
+        self.size - self.used.until(self.avail, self.size)
     }
 
     /// Descriptors of the ring.
@@ -148,9 +158,10 @@ impl<T> DriverQueue<T> {
     pub fn stage(&mut self, readable: &[(u64, u32)], writable: &[(u64, u32)], token: T) -> Result<(), (RingFull, T)> {
         let segments = readable.len() + writable.len();
         assert!(segments > 0, "a chain has a segment");
-        let direct = segments <= usize::from(self.free);
-        let indirect = self.tables.is_some() && segments <= usize::from(Layout::TABLE_ENTRIES) && self.free > 0;
-        if indirect && segments > 1 && (segments > INDIRECT_ABOVE || !direct) {
+        let free = self.free();
+        let direct = segments <= usize::from(free);
+        let indirect = segments > 1 && segments <= usize::from(Layout::TABLE_ENTRIES) && free > 0 && self.tables.is_some();
+        if indirect && (segments > INDIRECT_ABOVE || !direct) {
             self.stage_indirect(readable, writable, token);
         } else if direct {
             self.stage_direct(readable, writable, token);
@@ -192,38 +203,44 @@ impl<T> DriverQueue<T> {
         self.write(table, (segments * 16) as u32, id, INDIRECT);
     }
 
+    /// A free id; there is one, since chains have at least one descriptor each.
     #[inline]
     fn take_id(&mut self, token: T, descs: u16, writable: u32) -> u16 {
-        let id = self.free_ids.pop().expect("an id for every free descriptor");
+        let after = |id| if id + 1 == self.size { 0 } else { id + 1 };
+        let mut id = self.next_id;
+        while self.chains[usize::from(id)].size.descs != 0 {
+            id = after(id);
+        }
+        self.next_id = after(id);
         let chain = &mut self.chains[usize::from(id)];
-        debug_assert_eq!(chain.descs, 0, "a free id has no token");
         chain.token.write(token);
-        (chain.descs, chain.writable) = (descs, writable);
-        self.free -= descs;
+        chain.size = ChainSize { descs, writable };
         id
     }
 
-    /// Writes the next descriptor; the flags of a batch's first one are held back.
+    /// Stages the next descriptor: the first of a batch is held back, the others are
+    /// written, since nobody looks there yet.
     #[inline]
     fn write(&mut self, addr: u64, len: u32, id: u16, flags: u16) {
         let meta = Meta::available(len, id, flags, self.avail.wrap);
-        self.ring.set_addr(self.avail.index, addr);
         if self.avail == self.published {
-            self.head = meta;
+            self.head = (addr, meta);
         } else {
+            self.ring.set_addr(self.avail.index, addr);
             self.ring.set_meta(self.avail.index, meta, Ordering::Relaxed);
         }
         self.avail = self.avail.advance(1, self.size);
-        self.added = self.added.saturating_add(1);
     }
 
     /// Shows the device what was staged.
     #[inline]
     pub fn publish(&mut self) {
         if self.published != self.avail {
+            self.ring.set_addr(self.published.index, self.head.0);
             // Release pairs with the device's Acquire of the same flags: buffers,
             // addresses and the batch's other descriptors before its first flags.
-            self.ring.set_meta(self.published.index, self.head, Ordering::Release);
+            self.ring.set_meta(self.published.index, self.head.1, Ordering::Release);
+            self.added = self.added.saturating_add(self.published.until(self.avail, self.size));
             self.published = self.avail;
         }
     }
@@ -236,28 +253,30 @@ impl<T> DriverQueue<T> {
     pub fn pop_used(&mut self) -> Result<Option<(T, u32)>, RingError> {
         // Acquire pairs with the device's Release: buffer contents after the flags.
         let meta = self.ring.meta(self.used.index, Ordering::Acquire);
-        if let Some(e) = self.failed {
-            return Err(e);
-        }
-        if !meta.is_used(self.used.wrap) {
+        if meta.state() != self.expect {
             return self.check_idle(meta);
         }
+        self.ring.prefetch(self.used.index);
         let (id, len) = (meta.id(), meta.len());
-        let Some(chain) = self.chains.get_mut(usize::from(id)) else { return Err(self.fail(RingError::UnknownId(id))) };
-        let capacity = chain.writable;
-        if len > capacity && chain.descs != 0 {
+        let Some(chain) = self.chains.get_mut(usize::from(id)).filter(|c| c.size.descs != 0) else {
+            return Err(self.fail(RingError::UnknownId(id)));
+        };
+        let capacity = chain.size.writable;
+        if len > capacity {
             return Err(self.fail(RingError::UsedLength { len, capacity }));
         }
-        let Some((token, descs)) = chain.take() else { return Err(self.fail(RingError::UnknownId(id))) };
+        let (token, descs) = chain.take().expect("in flight, as checked");
         self.used = self.used.advance(descs, self.size);
-        self.free += descs;
-        self.free_ids.push(id);
+        self.expect = State::used(self.used.wrap);
         Ok(Some((token, len)))
     }
 
     /// Nothing used: the descriptor must be as this side wrote it.
     #[inline]
     fn check_idle(&mut self, meta: Meta) -> Result<Option<(T, u32)>, RingError> {
+        if let Some(e) = self.failed {
+            return Err(e);
+        }
         if self.used != self.published && !meta.is_of_lap(self.used.wrap) {
             return Err(self.fail(RingError::WrapBit(self.used.index)));
         }
@@ -267,7 +286,7 @@ impl<T> DriverQueue<T> {
     /// True if a used chain waits.
     #[inline]
     pub fn has_used(&self) -> bool {
-        self.failed.is_none() && self.ring.meta(self.used.index, Ordering::Acquire).is_used(self.used.wrap)
+        self.ring.meta(self.used.index, Ordering::Acquire).state() == self.expect
     }
 
     /// The rule that the device broke, if it has: the queue is dead.
@@ -279,10 +298,10 @@ impl<T> DriverQueue<T> {
     /// published since the last call. A nonsensical event word stops the queue: the next `pop_used` says so.
     #[inline]
     pub fn needs_kick(&mut self) -> bool {
+        self.publish();
         if self.added == 0 {
             return false;
         }
-        self.publish();
         // Flags before event word: pairs with the fence in the device's `enable_kick`.
         // Without it both may see the old state: the device sleeps, nobody rings.
         fence(Ordering::SeqCst);
@@ -314,7 +333,7 @@ impl<T> DriverQueue<T> {
     /// at the first.
     pub fn enable_call_after(&mut self, n: u16) -> bool {
         if self.features.contains(Features::EVENT_IDX) {
-            let ahead = n.min(self.size - self.free).saturating_sub(1);
+            let ahead = n.min(self.size - self.free()).saturating_sub(1);
             self.set_event(EventMode::Descriptor(self.used.advance(ahead, self.size)));
         } else {
             self.set_event(EventMode::Enable);
@@ -339,6 +358,7 @@ impl<T> DriverQueue<T> {
 
     #[cold]
     fn fail(&mut self, e: RingError) -> RingError {
+        self.expect = State::NEVER;
         *self.failed.get_or_insert(e)
     }
 }
