@@ -166,7 +166,7 @@ impl Options {
         }
     }
 
-    /// Octets that [`Self::emit`] writes; a multiple of four, at most 40.
+    /// Octets that `Self::emit` writes; a multiple of four, at most 40.
     pub fn len(&self) -> usize {
         let mut n = 0;
         n += if self.mss.is_some() { 4 } else { 0 };

@@ -1,7 +1,7 @@
 //! Output: from queued data to IP (Linux `tcp_output.c`).
 //!
 //! What is queued has no header; each transmission is a clone that gets its own
-//! ([`Kernel::tcp_transmit_skb`]). `xmit` decides when new data goes, `retransmit`
+//! (`Kernel::tcp_transmit_skb`). `xmit` decides when new data goes, `retransmit`
 //! what goes again, `control` makes the segments without data.
 
 pub mod control;
