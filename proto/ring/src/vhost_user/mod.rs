@@ -3,7 +3,7 @@
 //! One unix socket a device. The front end (hostd; or QEMU, DPDK's virtio-user) has
 //! the memory and asks; the back end (nicd) answers. Message layouts and codes are
 //! those of the `vhost` crate; its blocking client is [`FrontEnd`]'s engine. The
-//! back end reads the socket itself ([`wire`]), because it serves several ports and
+//! back end reads the socket itself (`wire`), because it serves several ports and
 //! peers with one thread and may not wait for the rest of a message.
 //!
 //! Life of a connection, back end's view: features, memory table, for each ring its
