@@ -8,7 +8,7 @@ use arrayvec::ArrayVec;
 
 /// Header flags.
 pub mod flag {
-    #![allow(missing_docs)]
+    #![expect(missing_docs, reason = "the names are RFC 9293's and RFC 3168's")]
     pub const FIN: u8 = 1;
     pub const SYN: u8 = 2;
     pub const RST: u8 = 4;

@@ -1,6 +1,7 @@
 //! The parts of `struct tcp_sock` that stand for themselves.
 
 use super::seq::SeqNum;
+use super::sock::TCP_TIMEOUT_INIT;
 use crate::sock::SockId;
 use crate::time::Instant;
 use alloc::collections::{BTreeSet, VecDeque};
@@ -49,6 +50,50 @@ pub struct RxOpt {
     pub rcv_tsecr: u32,
     /// The segment in hand has timestamps.
     pub saw_tstamp: bool,
+}
+
+/// Round-trip time, microseconds (RFC 6298 with Linux's mean deviation).
+#[derive(Debug, Clone, Copy)]
+pub struct Rtt {
+    /// Smoothed RTT × 8; 0: not measured.
+    pub srtt_us: u32,
+    /// Mean deviation × 4.
+    pub mdev_us: u32,
+    /// Largest deviation of this RTT.
+    pub mdev_max_us: u32,
+    /// Smoothed largest deviation.
+    pub rttvar_us: u32,
+    /// End of the RTT that `mdev_max_us` describes.
+    pub rtt_seq: SeqNum,
+    /// Least RTT seen; `u32::MAX`: none.
+    pub min_rtt_us: u32,
+}
+
+impl Default for Rtt {
+    fn default() -> Self {
+        let mdev_us = TCP_TIMEOUT_INIT.as_micros() as u32;
+        Self { srtt_us: 0, mdev_us, mdev_max_us: 0, rttvar_us: 0, rtt_seq: SeqNum(0), min_rtt_us: u32::MAX }
+    }
+}
+
+/// Proportional rate reduction (RFC 6937), segments.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Prr {
+    /// Delivered during recovery.
+    pub delivered: u32,
+    /// Sent during recovery.
+    pub out: u32,
+}
+
+/// Explicit congestion notification (RFC 3168).
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Ecn {
+    /// It was negotiated.
+    pub ok: bool,
+    /// ECE goes out on ACKs.
+    pub demand_cwr: bool,
+    /// CWR goes out with the next new data.
+    pub queue_cwr: bool,
 }
 
 /// Delayed ACKs (`inet_connection_sock.icsk_ack`).
@@ -142,7 +187,7 @@ pub struct RcvTune {
 
 /// Counters of one connection, for `TCP_INFO`.
 #[derive(Debug, Clone, Copy, Default)]
-#[allow(missing_docs)]
+#[expect(missing_docs, reason = "the fields are named as in `tcp_info`")]
 pub struct Totals {
     pub bytes_acked: u64,
     pub bytes_received: u64,

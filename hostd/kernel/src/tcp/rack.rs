@@ -44,7 +44,7 @@ impl TcpSock {
     /// A segment was delivered (Linux `tcp_rack_advance`).
     pub(crate) fn rack_advance(&mut self, sacked: u8, end_seq: SeqNum, sent_at: Instant, now: Instant) {
         let rtt = now.since(sent_at);
-        let min_rtt = Duration::from_micros(u64::from(self.min_rtt_us));
+        let min_rtt = Duration::from_micros(u64::from(self.rtt.min_rtt_us));
         if sacked & (SACKED_RETRANS | EVER_RETRANS) != 0 && rtt < min_rtt {
             return; // the ACK is for the first transmission
         }
@@ -61,11 +61,11 @@ impl TcpSock {
         if self.total.reord_seen == 0 && (self.ca_state >= CaState::Recovery || self.sacked_out >= self.reordering) {
             return Duration::ZERO;
         }
-        if self.min_rtt_us == u32::MAX {
+        if self.rtt.min_rtt_us == u32::MAX {
             return Duration::ZERO;
         }
-        let wnd = u64::from(self.min_rtt_us / 4) * (u64::from(self.rack.reo_wnd_steps) + 1);
-        Duration::from_micros(wnd.min(u64::from(self.srtt_us >> 3)))
+        let wnd = u64::from(self.rtt.min_rtt_us / 4) * (u64::from(self.rack.reo_wnd_steps) + 1);
+        Duration::from_micros(wnd.min(u64::from(self.rtt.srtt_us >> 3)))
     }
 
     /// Time until a segment counts as lost.

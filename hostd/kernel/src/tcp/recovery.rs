@@ -285,10 +285,10 @@ impl TcpSock {
         self.tlp_high_seq = None;
         self.cwnd.cnt = 0;
         self.cwnd.prior_cwnd = self.cwnd.cwnd;
-        self.prr_delivered = 0;
-        self.prr_out = 0;
+        self.prr.delivered = 0;
+        self.prr.out = 0;
         self.cwnd.ssthresh = self.ca.ssthresh(&self.cwnd);
-        self.ecn_queue_cwr = self.ecn_ok;
+        self.ecn.queue_cwr = self.ecn.ok;
     }
 
     /// Proportional rate reduction (RFC 6937; Linux `tcp_cwnd_reduction`).
@@ -296,20 +296,20 @@ impl TcpSock {
         if newly_acked_sacked == 0 || self.cwnd.prior_cwnd == 0 {
             return;
         }
-        self.prr_delivered += newly_acked_sacked;
+        self.prr.delivered += newly_acked_sacked;
         let in_flight = self.in_flight();
         let ssthresh = self.cwnd.ssthresh;
         let mut send = if in_flight > ssthresh {
-            let due = (u64::from(ssthresh) * u64::from(self.prr_delivered)).div_ceil(u64::from(self.cwnd.prior_cwnd));
-            (due as u32).saturating_sub(self.prr_out)
+            let due = (u64::from(ssthresh) * u64::from(self.prr.delivered)).div_ceil(u64::from(self.cwnd.prior_cwnd));
+            (due as u32).saturating_sub(self.prr.out)
         } else {
-            let mut n = self.prr_delivered.saturating_sub(self.prr_out).max(newly_acked_sacked);
+            let mut n = self.prr.delivered.saturating_sub(self.prr.out).max(newly_acked_sacked);
             if una_advanced && newly_lost == 0 {
                 n += 1;
             }
             n.min(ssthresh - in_flight)
         };
-        if self.prr_out == 0 {
+        if self.prr.out == 0 {
             send = send.max(1); // the fast retransmission itself
         }
         self.cwnd.cwnd = in_flight + send;
@@ -360,7 +360,7 @@ impl TcpSock {
             self.cwnd.cwnd = self.ca.undo_cwnd(&self.cwnd);
             if self.prior_ssthresh > self.cwnd.ssthresh {
                 self.cwnd.ssthresh = self.prior_ssthresh;
-                self.ecn_queue_cwr = false;
+                self.ecn.queue_cwr = false;
             }
         }
         self.cwnd.stamp = now;

@@ -2,7 +2,7 @@
 
 use super::cong::{CaState, Cong, Cwnd};
 use super::header::TSTAMP_ALIGNED;
-pub use super::parts::{AckState, Listen, RcvTune, RxOpt, Totals, UserTimers, WriteTimer};
+pub use super::parts::{AckState, Ecn, Listen, Prr, RcvTune, Rtt, RxOpt, Totals, UserTimers, WriteTimer};
 use super::rack::Rack;
 use super::rate::Rate;
 use super::seq::SeqNum;
@@ -123,10 +123,8 @@ pub struct TcpSock {
     pub undo_marker: Option<SeqNum>,
     /// Retransmissions that a DSACK has not yet shown to be needless; negative: cannot tell.
     pub undo_retrans: i32,
-    /// Segments delivered during recovery (PRR, RFC 6937).
-    pub prr_delivered: u32,
-    /// Segments sent during recovery.
-    pub prr_out: u32,
+    /// Proportional rate reduction.
+    pub prr: Prr,
     /// Reordering degree, segments.
     pub reordering: u32,
     /// Timestamp of the first retransmission of this recovery (milliseconds); 0: none.
@@ -139,30 +137,15 @@ pub struct TcpSock {
     pub highest_sack: SeqNum,
     /// Threshold before the last reduction, for undo; 0: do not.
     pub prior_ssthresh: u32,
-    /// ECN was negotiated.
-    pub ecn_ok: bool,
-    /// ECE goes out on ACKs.
-    pub ecn_demand_cwr: bool,
-    /// CWR goes out with the next new data.
-    pub ecn_queue_cwr: bool,
+    /// Explicit congestion notification.
+    pub ecn: Ecn,
     /// RACK.
     pub rack: Rack,
     /// Delivery rate.
     pub rate: Rate,
 
-    // RTT, microseconds (RFC 6298 with Linux's mean deviation).
-    /// Smoothed RTT × 8.
-    pub srtt_us: u32,
-    /// Mean deviation × 4.
-    pub mdev_us: u32,
-    /// Largest deviation of this RTT.
-    pub mdev_max_us: u32,
-    /// Smoothed largest deviation.
-    pub rttvar_us: u32,
-    /// End of the RTT that `mdev_max_us` describes.
-    pub rtt_seq: SeqNum,
-    /// Least RTT seen; `u32::MAX`: none.
-    pub min_rtt_us: u32,
+    /// Round-trip time.
+    pub rtt: Rtt,
     /// Retransmission timeout.
     pub rto: Duration,
     /// Doublings of it.
@@ -288,25 +271,17 @@ impl TcpSock {
             high_seq: SeqNum(0),
             undo_marker: None,
             undo_retrans: -1,
-            prr_delivered: 0,
-            prr_out: 0,
+            prr: Prr::default(),
             reordering: sysctl.reordering,
             retrans_stamp: 0,
             tlp_high_seq: None,
             tlp_retrans: false,
             highest_sack: SeqNum(0),
             prior_ssthresh: 0,
-            ecn_ok: false,
-            ecn_demand_cwr: false,
-            ecn_queue_cwr: false,
+            ecn: Ecn::default(),
             rack: Rack::default(),
             rate: Rate::default(),
-            srtt_us: 0,
-            mdev_us: TCP_TIMEOUT_INIT.as_micros() as u32,
-            mdev_max_us: 0,
-            rttvar_us: 0,
-            rtt_seq: SeqNum(0),
-            min_rtt_us: u32::MAX,
+            rtt: Rtt::default(),
             rto: TCP_TIMEOUT_INIT,
             backoff: 0,
             pending: WriteTimer::Idle,
@@ -372,7 +347,7 @@ impl TcpSock {
 
     /// Smoothed RTT; `None`: no sample.
     pub fn srtt(&self) -> Option<Duration> {
-        (self.srtt_us > 0).then(|| Duration::from_micros(u64::from(self.srtt_us >> 3)))
+        (self.rtt.srtt_us > 0).then(|| Duration::from_micros(u64::from(self.rtt.srtt_us >> 3)))
     }
 
     /// Nothing queued, sent or not.

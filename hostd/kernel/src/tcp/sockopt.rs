@@ -15,7 +15,7 @@ use core::time::Duration;
 
 /// `TCP_*` numbers.
 pub mod opt {
-    #![allow(missing_docs)]
+    #![expect(missing_docs, reason = "Linux's names say it")]
     pub const NODELAY: i32 = 1;
     pub const MAXSEG: i32 = 2;
     pub const CORK: i32 = 3;
@@ -196,7 +196,7 @@ impl Kernel {
             state: tp.state,
             cwnd: tp.cwnd.cwnd,
             ssthresh: tp.cwnd.ssthresh,
-            srtt_us: tp.srtt_us >> 3,
+            srtt_us: tp.rtt.srtt_us >> 3,
             rto_us: tp.rto.as_micros() as u32,
             total_retrans: tp.total.total_retrans,
             mss: tp.mss_cache,
@@ -301,7 +301,7 @@ impl TcpSock {
     pub(crate) fn info_bytes(&self, now: Instant) -> Vec<u8> {
         let mut b = Vec::with_capacity(INFO_LEN);
         let o = &self.rx_opt;
-        let options = u8::from(o.tstamp_ok) | u8::from(o.sack_ok) << 1 | u8::from(o.wscale_ok) << 2 | u8::from(self.ecn_ok) << 3;
+        let options = u8::from(o.tstamp_ok) | u8::from(o.sack_ok) << 1 | u8::from(o.wscale_ok) << 2 | u8::from(self.ecn.ok) << 3;
         let ca = match self.ca_state {
             CaState::Open => 0,
             CaState::Disorder => 1,
@@ -331,8 +331,8 @@ impl TcpSock {
             ms(self.rcv_tstamp),
             self.pmtu_cookie,
             self.rcv_ssthresh,
-            self.srtt_us >> 3,
-            self.mdev_us >> 2,
+            self.rtt.srtt_us >> 3,
+            self.rtt.mdev_us >> 2,
             self.cwnd.ssthresh,
             self.cwnd.cwnd,
             self.advmss,
@@ -347,7 +347,7 @@ impl TcpSock {
             b.extend(n.to_le_bytes());
         }
         let notsent = self.write_seq - self.snd_nxt;
-        let min_rtt = if self.min_rtt_us == u32::MAX { 0 } else { self.min_rtt_us };
+        let min_rtt = if self.rtt.min_rtt_us == u32::MAX { 0 } else { self.rtt.min_rtt_us };
         for w in [self.total.segs_out, self.total.segs_in, notsent, min_rtt, self.total.data_segs_in, self.total.data_segs_out] {
             b.extend(w.to_le_bytes());
         }

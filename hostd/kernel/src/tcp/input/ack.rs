@@ -151,7 +151,7 @@ impl Kernel {
             self.tcp_sacktag_write_queue(sk, skb.tcp.ack_seq, &opts.sacks, ctx);
         }
         let tp = tp!(sk);
-        if tp.ecn_ok && skb.tcp.flags & (flag::ECE | flag::SYN) == flag::ECE {
+        if tp.ecn.ok && skb.tcp.flags & (flag::ECE | flag::SYN) == flag::ECE {
             ctx.flag |= AckFlags::ECE;
         }
     }

@@ -285,11 +285,11 @@ impl Kernel {
             }
         }
         tp.ack.lrcvtime = now;
-        if tp.ecn_ok && skb.ip.tos & 3 == 3 {
-            if !tp.ecn_demand_cwr {
+        if tp.ecn.ok && skb.ip.tos & 3 == 3 {
+            if !tp.ecn.demand_cwr {
                 tp.enter_quickack_mode(2);
             }
-            tp.ecn_demand_cwr = true;
+            tp.ecn.demand_cwr = true;
         }
         if skb.len() >= 128 {
             self.tcp_grow_window(sk, skb);

@@ -352,7 +352,7 @@ impl TcpSock {
         self.snd_wnd = window;
         self.max_window = window;
         self.tsoffset = req.ts_off;
-        self.ecn_ok = req.ecn_ok;
+        self.ecn.ok = req.ecn_ok;
         self.lsndtime = now;
         self.rcv_tstamp = now;
         let o = &mut self.rx_opt;
@@ -368,6 +368,6 @@ impl TcpSock {
             self.rtt_estimator(now.since(req.synack_at));
             self.set_rto();
         }
-        self.min_rtt_us = if self.srtt_us > 0 { (self.srtt_us >> 3).max(1) } else { u32::MAX };
+        self.rtt.min_rtt_us = if self.rtt.srtt_us > 0 { (self.rtt.srtt_us >> 3).max(1) } else { u32::MAX };
     }
 }

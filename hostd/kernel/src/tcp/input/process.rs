@@ -184,7 +184,7 @@ impl Kernel {
             tp.window_clamp = full.max(4 * tp.advmss);
         }
         tp.rcv_ssthresh = tp.rcv_ssthresh.min(tp.window_clamp);
-        let syn_lost = tp.total.total_retrans > 1 && tp.srtt_us == 0;
+        let syn_lost = tp.total.total_retrans > 1 && tp.rtt.srtt_us == 0;
         tp.cwnd.cwnd = if syn_lost { 1 } else { crate::tcp::cong::TCP_INIT_CWND };
         tp.cwnd.stamp = now;
         tp.initialize_rcv_mss();

@@ -117,7 +117,7 @@ impl Kernel {
         let tp = tp!(sk);
         tp.total.segs_in = tp.total.segs_in.wrapping_add(skb.pcount());
         if skb.tcp.flags & flag::CWR != 0 {
-            tp.ecn_demand_cwr = false;
+            tp.ecn.demand_cwr = false;
         }
         if tp.state == State::Established {
             return self.tcp_rcv_established(sk, skb, &opts);

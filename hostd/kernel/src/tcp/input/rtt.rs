@@ -8,45 +8,45 @@ impl TcpSock {
     pub(crate) fn rtt_estimator(&mut self, rtt: Duration) {
         let sample = u32::try_from(rtt.as_micros()).unwrap_or(u32::MAX >> 4).clamp(1, u32::MAX >> 4);
         let rto_min = TCP_RTO_MIN.as_micros() as u32;
-        if self.srtt_us == 0 {
+        if self.rtt.srtt_us == 0 {
             // RFC 6298 §2.2: variance half the sample.
-            self.srtt_us = sample << 3;
-            self.mdev_us = sample << 1;
-            self.rttvar_us = self.mdev_us.max(rto_min);
-            self.mdev_max_us = self.rttvar_us;
-            self.rtt_seq = self.snd_nxt;
+            self.rtt.srtt_us = sample << 3;
+            self.rtt.mdev_us = sample << 1;
+            self.rtt.rttvar_us = self.rtt.mdev_us.max(rto_min);
+            self.rtt.mdev_max_us = self.rtt.rttvar_us;
+            self.rtt.rtt_seq = self.snd_nxt;
             return;
         }
-        let mut err = i64::from(sample) - i64::from(self.srtt_us >> 3);
-        self.srtt_us = (i64::from(self.srtt_us) + err) as u32;
+        let mut err = i64::from(sample) - i64::from(self.rtt.srtt_us >> 3);
+        self.rtt.srtt_us = (i64::from(self.rtt.srtt_us) + err) as u32;
         if err < 0 {
-            err = -err - i64::from(self.mdev_us >> 2);
+            err = -err - i64::from(self.rtt.mdev_us >> 2);
             // A drop of the RTT raises the deviation only slowly.
             if err > 0 {
                 err >>= 3;
             }
         } else {
-            err -= i64::from(self.mdev_us >> 2);
+            err -= i64::from(self.rtt.mdev_us >> 2);
         }
-        self.mdev_us = (i64::from(self.mdev_us) + err).max(0) as u32;
-        if self.mdev_us > self.mdev_max_us {
-            self.mdev_max_us = self.mdev_us;
-            self.rttvar_us = self.rttvar_us.max(self.mdev_max_us);
+        self.rtt.mdev_us = (i64::from(self.rtt.mdev_us) + err).max(0) as u32;
+        if self.rtt.mdev_us > self.rtt.mdev_max_us {
+            self.rtt.mdev_max_us = self.rtt.mdev_us;
+            self.rtt.rttvar_us = self.rtt.rttvar_us.max(self.rtt.mdev_max_us);
         }
         // Once a window the largest deviation may shrink.
-        if self.snd_una.after(self.rtt_seq) {
-            if self.mdev_max_us < self.rttvar_us {
-                self.rttvar_us -= (self.rttvar_us - self.mdev_max_us) >> 2;
+        if self.snd_una.after(self.rtt.rtt_seq) {
+            if self.rtt.mdev_max_us < self.rtt.rttvar_us {
+                self.rtt.rttvar_us -= (self.rtt.rttvar_us - self.rtt.mdev_max_us) >> 2;
             }
-            self.rtt_seq = self.snd_nxt;
-            self.mdev_max_us = rto_min;
+            self.rtt.rtt_seq = self.snd_nxt;
+            self.rtt.mdev_max_us = rto_min;
         }
-        self.srtt_us = self.srtt_us.max(1);
+        self.rtt.srtt_us = self.rtt.srtt_us.max(1);
     }
 
     /// RTO = SRTT + max(G, 4·RTTVAR) within the bounds (Linux `tcp_set_rto`).
     pub(crate) fn set_rto(&mut self) {
-        let us = u64::from(self.srtt_us >> 3) + u64::from(self.rttvar_us);
+        let us = u64::from(self.rtt.srtt_us >> 3) + u64::from(self.rtt.rttvar_us);
         self.rto = Duration::from_micros(us).clamp(TCP_RTO_MIN, TCP_RTO_MAX);
     }
 
@@ -71,7 +71,7 @@ impl TcpSock {
         }
         let Some(sample) = sample else { return false };
         let least = ca.unwrap_or(sample).as_micros().clamp(1, u128::from(u32::MAX - 1)) as u32;
-        self.min_rtt_us = self.min_rtt_us.min(least);
+        self.rtt.min_rtt_us = self.rtt.min_rtt_us.min(least);
         self.rtt_estimator(sample);
         self.set_rto();
         self.backoff = 0;

@@ -49,7 +49,7 @@ impl Kernel {
         let tp = tp!(sk);
         tp.snd_wl1 = cb.seq;
         tp.take_syn_options(opts, offered, cb.seq, now);
-        tp.ecn_ok = ecn && cb.flags & (flag::ECE | flag::CWR) == flag::ECE;
+        tp.ecn.ok = ecn && cb.flags & (flag::ECE | flag::CWR) == flag::ECE;
         // The ACK was checked above: it acknowledges the SYN.
         let _ = self.tcp_ack(sk, &skb, opts, AckFlags::SLOWPATH);
         let tp = tp!(sk);

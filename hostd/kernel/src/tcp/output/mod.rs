@@ -200,15 +200,15 @@ impl TcpSock {
 
     /// ECE on ACKs while the peer has not answered with CWR (RFC 3168 §6.1.3; Linux `tcp_ecn_send`).
     fn ecn_flags(&mut self, flags: u8, data_len: u32, skb: &SkBuff) -> u8 {
-        if !self.ecn_ok || flags & (flag::SYN | flag::RST) != 0 {
+        if !self.ecn.ok || flags & (flag::SYN | flag::RST) != 0 {
             return flags;
         }
         let mut flags = flags;
-        if data_len > 0 && self.ecn_queue_cwr && skb.tcp.seq.at_or_after(self.snd_nxt) {
-            self.ecn_queue_cwr = false;
+        if data_len > 0 && self.ecn.queue_cwr && skb.tcp.seq.at_or_after(self.snd_nxt) {
+            self.ecn.queue_cwr = false;
             flags |= flag::CWR;
         }
-        if self.ecn_demand_cwr {
+        if self.ecn.demand_cwr {
             flags |= flag::ECE;
         }
         flags

@@ -106,7 +106,7 @@ impl Kernel {
             let counter = if tp.ca_state == CaState::Loss { Mib::TCPSlowStartRetrans } else { Mib::TCPFastRetrans };
             self.mib.add(counter, u64::from(pcount));
             if tp.in_cwnd_reduction() {
-                tp.prr_out += pcount;
+                tp.prr.out += pcount;
             }
             rearm |= index == 0 && tp.pending != WriteTimer::ReoTimeout;
             index += 1;

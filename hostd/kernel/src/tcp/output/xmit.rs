@@ -144,7 +144,7 @@ impl Kernel {
         let tp = tp!(sk);
         if sent > 0 {
             if tp.in_cwnd_reduction() {
-                tp.prr_out += sent;
+                tp.prr.out += sent;
             }
             let limited = cwnd_limited || tp.in_flight() >= tp.cwnd.cwnd;
             tp.cwnd_validate(limited, now);
