@@ -8,7 +8,7 @@
 //!
 //! One of the three places where `unsafe` is allowed: ioctls, and vectored reads
 //! and writes on shared memory, to which no reference may be made.
-#![allow(unsafe_code)]
+#![expect(unsafe_code, reason = "TUNSETIFF and its like have no safe wrapper")]
 
 use crate::config::TapConfig;
 use ringlab_ring::memory::Slice;

@@ -17,7 +17,7 @@ const HOST_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 fn in_netns(test: impl FnOnce(&str) + Send + 'static) {
     let thread = std::thread::spawn(move || {
         // Deprecated for what it does to threads that share files: a network namespace is this thread's own.
-        #[expect(deprecated)]
+        #[expect(deprecated, reason = "because of another flag, which takes the thread's descriptor table from it")]
         let entered = rustix::thread::unshare(UnshareFlags::NEWNET);
         assert!(entered.is_ok(), "a network namespace needs CAP_SYS_ADMIN: run the TAP tests as root ({entered:?})");
         let path = format!("/proc/{}/task/{}/ns/net", std::process::id(), gettid().as_raw_nonzero());

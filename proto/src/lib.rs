@@ -6,7 +6,7 @@ pub mod topology;
 pub use ringlab_counters as counters;
 
 /// Generated code: its items are documented in the `.proto` files.
-#[allow(missing_docs, clippy::all, rustdoc::all)]
+#[allow(missing_docs, clippy::all, rustdoc::all, reason = "written by tonic-prost-build; the .proto files are the documentation")]
 mod generated {
     pub mod ringlab {
         pub mod agent {

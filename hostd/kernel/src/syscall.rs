@@ -100,7 +100,7 @@ pub enum Control {
 
 /// `send` and `recv` flags (Linux `MSG_*` values).
 pub mod msg {
-    #![allow(missing_docs)]
+    #![expect(missing_docs, reason = "Linux's names say it")]
     pub const OOB: u32 = 1;
     pub const PEEK: u32 = 2;
     pub const DONTROUTE: u32 = 4;

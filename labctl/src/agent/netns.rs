@@ -84,9 +84,8 @@ pub fn remove(path: &Path) {
 
 /// Leaves a namespace of the machine's, on this thread.
 fn leave(which: UnshareFlags) -> io::Result<()> {
-    // The function is deprecated because of one flag, which takes the thread's descriptor table from it.
     assert!(!which.contains(UnshareFlags::FILES));
-    #[allow(deprecated)]
+    #[expect(deprecated, reason = "because of one flag, refused above, which takes the thread's descriptor table from it")]
     rustix::thread::unshare(which)?;
     Ok(())
 }

@@ -217,8 +217,7 @@ fn open(pid: u32) -> io::Result<OwnedFd> {
     Ok(rustix::process::pidfd_open(pid, PidfdFlags::NONBLOCK)?)
 }
 
-/// Deprecated because a type may change its descriptor behind tokio's back: an `OwnedFd` keeps its one until it is dropped.
-#[allow(deprecated)]
+#[expect(deprecated, reason = "a type may change its descriptor behind tokio's back; an `OwnedFd` keeps its one until it is dropped")]
 fn watch(pidfd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     AsyncFd::with_interest(pidfd, Interest::READABLE)
 }

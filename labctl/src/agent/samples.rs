@@ -11,7 +11,7 @@ pub struct Sample(Topology);
 
 /// A route.
 pub fn route(to: &str, via: &str, dev: &str) -> Route {
-    Route { to: to.parse().unwrap(), via: via.parse().unwrap(), dev: dev.into() }
+    Route { to: to.parse().expect("a network"), via: via.parse().expect("an address"), dev: dev.into() }
 }
 
 impl Sample {
@@ -68,7 +68,7 @@ impl Sample {
     pub fn link(mut self, a: &str, a_address: &str, b: &str, b_address: &str) -> Self {
         let link = self.0.links.len();
         let mut end = |name: &str, address: &str| {
-            let node = self.0.nodes.iter_mut().find(|node| node.name == name).unwrap();
+            let node = self.0.nodes.iter_mut().find(|node| node.name == name).expect("a node of the sample");
             let count = node.interfaces.len();
             let interface = if node.kind == Kind::Switch { format!("p{count}") } else { format!("eth{count}") };
             node.interfaces.push(Interface {
@@ -93,8 +93,8 @@ impl Sample {
 
     /// Adds a static route.
     pub fn route(mut self, node: &str, to: &str, via: &str) -> Self {
-        let node = self.0.nodes.iter_mut().find(|other| other.name == node).unwrap();
-        node.routes.push(RouteSpec { to: to.parse().unwrap(), via: via.parse().unwrap() });
+        let node = self.0.nodes.iter_mut().find(|other| other.name == node).expect("a node of the sample");
+        node.routes.push(RouteSpec { to: to.parse().expect("a network"), via: via.parse().expect("an address") });
         self
     }
 

@@ -5,7 +5,7 @@
 //! Frames start out right and are then damaged where it matters (lengths, types,
 //! offsets), which gets deeper than noise does.
 
-#![allow(clippy::unwrap_used)] // a test, helpers included
+#![expect(clippy::unwrap_used, reason = "a test, helpers included")]
 
 use etherparse::{SlicedPacket, TransportSlice};
 use proptest::prelude::*;

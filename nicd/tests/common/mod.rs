@@ -1,6 +1,6 @@
 //! What the integration tests share: real `nicd` processes, and a driver that is a
 //! front end with rings and no kernel.
-#![allow(dead_code)] // each test file uses a part
+#![allow(dead_code, reason = "each test file uses a part")]
 
 use ringlab_proto::nic as proto;
 use ringlab_proto::nic::nic_client::NicClient;

@@ -73,7 +73,7 @@ impl Region {
     }
 
     /// Octets of the region.
-    #[allow(clippy::len_without_is_empty)] // never empty
+    #[expect(clippy::len_without_is_empty, reason = "never empty")]
     #[inline]
     pub fn len(&self) -> usize {
         self.mapping.len

@@ -287,7 +287,6 @@ impl Lower {
         (links, ends)
     }
 
-    #[allow(clippy::type_complexity)] // two resolved ends with their places
     fn endpoints(
         &mut self,
         raw: &Spanned<Vec<Spanned<String>>>,
