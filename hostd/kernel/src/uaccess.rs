@@ -7,8 +7,9 @@
 
 use crate::cpu::sched::TaskId;
 use crate::errno::Errno;
-use crate::skb::SkBuff;
+use crate::skb::{MAX_SKB_FRAGS, SkBuff};
 use alloc::vec::Vec;
+use arrayvec::ArrayVec;
 use ringlab_ring::memory::Slice;
 
 /// A task's memory.
@@ -114,21 +115,8 @@ pub fn copy_skb_to_iter(mem: &mut dyn UserMemory, task: TaskId, skb: &SkBuff, of
     let mut done = 0;
     while done < want {
         let Some(run) = to.next_run(u64::from(want - done)) else { break };
-        let mut runs = arrayvec::ArrayVec::<Slice<'_>, { crate::skb::MAX_SKB_FRAGS }>::new();
-        let (mut skip, mut left) = (off + done, run.len as u32);
-        for frag in skb.frags() {
-            if left == 0 {
-                break;
-            }
-            if skip >= frag.len {
-                skip -= frag.len;
-                continue;
-            }
-            let n = left.min(frag.len - skip);
-            runs.push(frag.buf.slice(frag.off + skip, n));
-            skip = 0;
-            left -= n;
-        }
+        let runs = skb.runs(off + done, run.len as u32).map(|(frag, start, n)| frag.buf.slice(start, n));
+        let runs = runs.collect::<ArrayVec<Slice<'_>, MAX_SKB_FRAGS>>();
         mem.copy_to_user(task, run.addr, &runs)?;
         done += run.len as u32;
     }

@@ -151,48 +151,42 @@ fn nic_changes(old: &NicConfig, new: &NicConfig) -> Vec<&'static str> {
 }
 
 fn host_part(old: &HostConfig, new: &HostConfig) -> (Part, Vec<&'static str>) {
-    let mut why = Vec::new();
-    let mut differs = |what, same: bool| {
-        if !same {
-            why.push(what)
-        }
-    };
-    differs("seed", old.seed == new.seed);
-    differs("cpus", old.cpus == new.cpus);
-    differs("kind", old.ip_forward == new.ip_forward);
-    differs("interfaces", old.interfaces == new.interfaces);
-    differs("routes", old.routes == new.routes);
-    differs("sysctls", old.sysctls == new.sysctls);
-    differs("run", old.run == new.run);
-    differs("poll", old.poll == new.poll);
-    differs("kernel", old.udp_backlog == new.udp_backlog);
-    if !why.is_empty() {
-        (Part::Restart, why)
-    } else if old.hosts != new.hosts {
-        (Part::InPlace, vec!["names of other nodes"])
-    } else {
-        (Part::Keep, why)
-    }
+    part(
+        &[
+            ("seed", old.seed == new.seed),
+            ("cpus", old.cpus == new.cpus),
+            ("kind", old.ip_forward == new.ip_forward),
+            ("interfaces", old.interfaces == new.interfaces),
+            ("routes", old.routes == new.routes),
+            ("sysctls", old.sysctls == new.sysctls),
+            ("run", old.run == new.run),
+            ("poll", old.poll == new.poll),
+            ("kernel", old.udp_backlog == new.udp_backlog),
+        ],
+        old.hosts == new.hosts,
+    )
 }
 
 fn linux_part(old_node: &NodePlan, old: &LinuxPlan, new_node: &NodePlan, new: &LinuxPlan, nic: Part) -> (Part, Vec<&'static str>) {
-    let mut why = Vec::new();
-    let mut differs = |what, same: bool| {
-        if !same {
-            why.push(what)
-        }
-    };
     // Addresses and routes go with the TAP, which goes with nicd.
-    differs("interfaces", old_node.interfaces == new_node.interfaces && nic != Part::Restart);
-    differs("routes", old.routes == new.routes);
-    differs("sysctls", old.sysctls == new.sysctls);
-    differs("run", old.run == new.run);
-    if !why.is_empty() {
-        (Part::Restart, why)
-    } else if old.hosts != new.hosts {
-        (Part::InPlace, vec!["names of other nodes"])
-    } else {
-        (Part::Keep, why)
+    part(
+        &[
+            ("interfaces", old_node.interfaces == new_node.interfaces && nic != Part::Restart),
+            ("routes", old.routes == new.routes),
+            ("sysctls", old.sysctls == new.sysctls),
+            ("run", old.run == new.run),
+        ],
+        old.hosts == new.hosts,
+    )
+}
+
+/// What becomes of a node of which `same` says what is as it was; names of other nodes change in place.
+fn part(same: &[(&'static str, bool)], same_hosts: bool) -> (Part, Vec<&'static str>) {
+    let why = same.iter().filter(|(_, same)| !same).map(|&(what, _)| what).collect::<Vec<_>>();
+    match (why.is_empty(), same_hosts) {
+        (false, _) => (Part::Restart, why),
+        (true, false) => (Part::InPlace, vec!["names of other nodes"]),
+        (true, true) => (Part::Keep, why),
     }
 }
 

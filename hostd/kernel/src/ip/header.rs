@@ -1,5 +1,6 @@
 //! The IPv4 header (RFC 791): parse with validation, emit, checksum.
 
+use crate::skb::IpCb;
 use arrayvec::ArrayVec;
 use ringlab_counters::DropReason;
 use ringlab_ring::memory::{checksum_add, fold};
@@ -34,6 +35,21 @@ pub(crate) struct IpHdr {
 }
 
 impl IpHdr {
+    /// What upper layers ask for.
+    pub(crate) fn control(&self, non_unicast: bool) -> IpCb {
+        IpCb {
+            saddr: self.saddr,
+            daddr: self.daddr,
+            protocol: self.protocol,
+            ttl: self.ttl,
+            tos: self.tos,
+            id: self.id,
+            df: self.frag_off & DF != 0,
+            hdr_len: self.len() as u8,
+            non_unicast,
+        }
+    }
+
     /// Parses a header at the start of `b`, which is a copy of the first octets (up to
     /// [`MAX_LEN`]) of a packet of `frame` octets.
     ///

@@ -6,7 +6,7 @@ use super::icmp;
 use super::route::RouteKind;
 use crate::Kernel;
 use crate::dev::net_device::IfIndex;
-use crate::skb::{IpCb, PacketType, SkBuff};
+use crate::skb::{PacketType, SkBuff};
 use crate::trace::Point;
 use alloc::boxed::Box;
 use core::net::Ipv4Addr;
@@ -43,17 +43,7 @@ impl Kernel {
     fn ip_rcv_finish(&mut self, mut skb: Box<SkBuff>, hdr: &IpHdr) {
         let (saddr, daddr) = (Ipv4Addr::from_bits(hdr.saddr), Ipv4Addr::from_bits(hdr.daddr));
         let kind = self.inet_addr_type(daddr);
-        skb.ip = IpCb {
-            saddr: hdr.saddr,
-            daddr: hdr.daddr,
-            protocol: hdr.protocol,
-            ttl: hdr.ttl,
-            tos: hdr.tos,
-            id: hdr.id,
-            df: hdr.frag_off & super::header::DF != 0,
-            hdr_len: hdr.len() as u8,
-            non_unicast: matches!(kind, RouteKind::Broadcast | RouteKind::Multicast) || skb.pkt_type != PacketType::Host,
-        };
+        skb.ip = hdr.control(matches!(kind, RouteKind::Broadcast | RouteKind::Multicast) || skb.pkt_type != PacketType::Host);
         match skb.pkt_type {
             PacketType::Broadcast => self.inc(Mib::IpExtInBcastPkts),
             PacketType::Multicast => self.inc(Mib::IpExtInMcastPkts),

@@ -7,7 +7,7 @@ use super::{Hook, IpOut};
 use crate::Kernel;
 use crate::errno::Errno;
 use crate::ether::header as ether;
-use crate::skb::{Checksum, IpCb, MAX_HEADER, PacketType, SkBuff};
+use crate::skb::{Checksum, MAX_HEADER, PacketType, SkBuff};
 use crate::sock::Sock;
 use crate::trace::Point;
 use alloc::boxed::Box;
@@ -174,17 +174,7 @@ impl Kernel {
     }
 
     fn ip_send_built(&mut self, mut skb: Box<SkBuff>, hdr: &IpHdr, route: &Route) -> Result<(), Errno> {
-        skb.ip = IpCb {
-            saddr: hdr.saddr,
-            daddr: hdr.daddr,
-            protocol: hdr.protocol,
-            ttl: hdr.ttl,
-            tos: hdr.tos,
-            id: hdr.id,
-            df: hdr.frag_off & DF != 0,
-            hdr_len: hdr.len() as u8,
-            non_unicast: matches!(route.kind, RouteKind::Broadcast | RouteKind::Multicast),
-        };
+        skb.ip = hdr.control(matches!(route.kind, RouteKind::Broadcast | RouteKind::Multicast));
         skb.pkt_type = PacketType::Host;
         skb.network_back = 0;
         self.inc(Mib::IpOutRequests);

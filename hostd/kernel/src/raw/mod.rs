@@ -103,11 +103,8 @@ impl Kernel {
             Ok(path) => path,
             Err(e) => return Step::Done(Err(e)),
         };
-        match self.dgram_may_send(sk, m) {
-            Step::Done(Ok(())) => {}
-            Step::Done(Err(e)) => return Step::Done(Err(e)),
-            Step::Wait(events) => return Step::Wait(events),
-            Step::Resched => return Step::Resched,
+        if let Err(answer) = self.dgram_may_send(sk, m) {
+            return answer;
         }
         let skb = match self.dgram_copy(sk, m, len as u32) {
             Ok(skb) => skb,
@@ -181,11 +178,8 @@ impl Kernel {
             Ok(path) => path,
             Err(e) => return Step::Done(Err(e)),
         };
-        match self.dgram_may_send(sk, m) {
-            Step::Done(Ok(())) => {}
-            Step::Done(Err(e)) => return Step::Done(Err(e)),
-            Step::Wait(events) => return Step::Wait(events),
-            Step::Resched => return Step::Resched,
+        if let Err(answer) = self.dgram_may_send(sk, m) {
+            return answer;
         }
         let sent = self.dgram_copy(sk, m, len as u32).and_then(|skb| self.ping_send_skb(sk, skb, &path));
         Step::Done(sent.map(|()| len as usize))

@@ -302,20 +302,24 @@ impl SkBuff {
 
     /// Calls `f` for each contiguous run of the `len` octets at `off` (clipped to the data).
     pub fn for_each(&self, off: u32, len: u32, mut f: impl FnMut(Slice<'_>)) {
-        let (mut skip, mut left) = (off, len.min(self.len.saturating_sub(off)));
-        for frag in &self.frags {
-            if left == 0 {
-                break;
-            }
-            if skip >= frag.len {
-                skip -= frag.len;
-                continue;
-            }
-            let n = left.min(frag.len - skip);
-            f(frag.buf.slice(frag.off + skip, n));
-            skip = 0;
-            left -= n;
+        for (frag, start, n) in self.runs(off, len) {
+            f(frag.buf.slice(start, n));
         }
+    }
+
+    /// The contiguous runs of the `len` octets at `off` (clipped to the data): fragment, first octet in its buffer, octets.
+    #[inline]
+    pub fn runs(&self, off: u32, len: u32) -> impl Iterator<Item = (&Frag, u32, u32)> {
+        let (mut skip, mut left) = (off, len.min(self.len.saturating_sub(off)));
+        let runs = self.frags.iter().map_while(move |frag| {
+            let start = skip.min(frag.len);
+            let n = left.min(frag.len - start);
+            let more = left > 0;
+            skip -= start;
+            left -= n;
+            more.then_some((frag, frag.off + start, n))
+        });
+        runs.filter(|&(_, _, n)| n > 0)
     }
 
     /// One's complement sum of the `len` octets at `off`, folded, on top of `sum`
@@ -364,19 +368,8 @@ impl SkBuff {
 
     /// Appends `len` octets at `off` to `to`, sharing the data. Octets beyond [`MAX_SKB_FRAGS`] fragments of `to` are left out.
     pub fn share_into(&self, off: u32, len: u32, to: &mut SkBuff) {
-        let (mut skip, mut left) = (off, len.min(self.len.saturating_sub(off)));
-        for f in &self.frags {
-            if left == 0 {
-                break;
-            }
-            if skip >= f.len {
-                skip -= f.len;
-                continue;
-            }
-            let n = left.min(f.len - skip);
-            to.append(Frag { buf: f.buf.clone(), off: f.off + skip, len: n });
-            skip = 0;
-            left -= n;
+        for (frag, off, len) in self.runs(off, len) {
+            to.append(Frag { buf: frag.buf.clone(), off, len });
         }
     }
 

@@ -67,11 +67,8 @@ impl Kernel {
         if len as u32 > MAX_PAYLOAD {
             return Step::Done(Err(self.too_long(sk, &path, MAX_PAYLOAD + UDP_HLEN + IP_HLEN)));
         }
-        match self.dgram_may_send(sk, m) {
-            Step::Done(Ok(())) => {}
-            Step::Done(Err(e)) => return Step::Done(Err(e)),
-            Step::Wait(events) => return Step::Wait(events),
-            Step::Resched => return Step::Resched,
+        if let Err(answer) = self.dgram_may_send(sk, m) {
+            return answer;
         }
         // A datagram that will grow gets the largest buffer at once.
         let room = if more { LARGEST_BUF - MAX_HEADER } else { len as u32 };
@@ -161,22 +158,22 @@ impl Kernel {
         Ok(Path { route, saddr, to, tos, ttl })
     }
 
-    /// Errors and room of a datagram sender (Linux `sock_alloc_send_pskb`).
-    pub(crate) fn dgram_may_send(&mut self, sk: &mut Sock, m: &MsgState) -> Step<Result<(), Errno>> {
+    /// Errors and room of a datagram sender (Linux `sock_alloc_send_pskb`): whether it may go on, or else what its call answers.
+    pub(crate) fn dgram_may_send(&mut self, sk: &mut Sock, m: &MsgState) -> Result<(), Step<Result<usize, Errno>>> {
         if let Some(e) = sk.take_error() {
-            return Step::Done(Err(e));
+            return Err(Step::Done(Err(e)));
         }
         if sk.shutdown & SEND_SHUTDOWN != 0 {
-            return Step::Done(Err(Errno::EPIPE));
+            return Err(Step::Done(Err(Errno::EPIPE)));
         }
         if sk.wmem_alloc < sk.sndbuf {
-            return Step::Done(Ok(()));
+            return Ok(());
         }
-        match m.give_up {
+        Err(match m.give_up {
             Some(e) => Step::Done(Err(e)),
             None if m.nonblock => Step::Done(Err(Errno::EAGAIN)),
             None => Step::Wait(PollEvents::WRITABLE),
-        }
+        })
     }
 
     /// A packet with the call's payload, `room` octets of it in view, and headroom for all headers.
