@@ -5,56 +5,25 @@ use crate::control::{Command, CommandError, Control};
 use anyhow::Context;
 use ringlab_proto::nic as proto;
 use ringlab_proto::nic::nic_server::{Nic, NicServer};
-use std::path::Path;
-use tokio::net::{UnixListener, UnixStream};
+use ringlab_proto::server;
+use tokio::net::UnixListener;
 use tokio::sync::watch;
-use tokio_stream::StreamExt;
-use tokio_stream::wrappers::UnixListenerStream;
 use tonic::{Request, Response, Status};
 
 /// Serves until `stop` changes.
 ///
 /// # Errors
-/// When the socket or the reflection service fails.
+/// When the socket fails.
 pub async fn serve(listener: UnixListener, control: Control, stop: watch::Sender<bool>) -> anyhow::Result<()> {
-    let (health, health_service) = tonic_health::server::health_reporter();
-    health.set_serving::<NicServer<Service>>().await;
-    let reflection = tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(ringlab_proto::FILE_DESCRIPTOR_SET)
-        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-        .build_v1()
-        .context("build the reflection service")?;
     let mut stopped = stop.subscribe();
-    let streams = UnixListenerStream::new(listener).filter(|stream| stream.as_ref().map_or(true, is_allowed));
-    tonic::transport::Server::builder()
-        .add_service(health_service)
-        .add_service(reflection)
-        .add_service(NicServer::new(Service { control, stop }))
-        .serve_with_incoming_shutdown(streams, async move {
+    let router = server::router::<NicServer<Service>>().await.add_service(NicServer::new(Service { control, stop }));
+    router
+        .serve_with_incoming_shutdown(server::allowed(listener), async move {
             // An error means that the sender is gone: stop as well.
             let _ = stopped.wait_for(|&stop| stop).await;
         })
         .await
         .context("serve gRPC")
-}
-
-/// Binds the socket, in place of one that a dead predecessor left. The process's
-/// umask makes it 0600.
-///
-/// # Errors
-/// What `bind` answers.
-pub fn bind(path: &Path) -> anyhow::Result<UnixListener> {
-    crate::socket::unlink_stale(path).with_context(|| format!("replace {}", path.display()))?;
-    UnixListener::bind(path).with_context(|| format!("bind {}", path.display()))
-}
-
-/// Root and our own user may call.
-fn is_allowed(stream: &UnixStream) -> bool {
-    let allowed = stream.peer_cred().is_ok_and(|peer| peer.uid() == 0 || peer.uid() == rustix::process::getuid().as_raw());
-    if !allowed {
-        tracing::warn!("refused a gRPC connection of another user");
-    }
-    allowed
 }
 
 struct Service {

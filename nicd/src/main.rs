@@ -15,7 +15,6 @@ mod nic;
 mod poller;
 mod port;
 mod privilege;
-mod socket;
 mod tap;
 mod vhost;
 mod wire;
@@ -92,7 +91,7 @@ async fn serve(
 ) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("catch SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("catch SIGINT")?;
-    let listener = args.grpc.as_deref().map(grpc::bind).transpose()?;
+    let listener = args.grpc.as_deref().map(ringlab_proto::server::bind).transpose().context("bind the gRPC socket")?;
     privilege::drop_capabilities().context("drop capabilities")?;
     if let Some(config) = config {
         let config = config::NicConfig::parse(&config)?;

@@ -53,7 +53,7 @@ impl Vhost {
     /// # Errors
     /// When the path cannot be bound.
     pub fn open(port: u16, path: &Path, mac: [u8; 6], mtu: u16, queue_pairs: u16, poller: &Poller) -> io::Result<Self> {
-        crate::socket::unlink_stale(path)?;
+        ringlab_proto::server::unlink_stale(path)?;
         let listener = BackEnd::listen(path)?;
         poller.add(&listener, Token::VhostListener(port))?;
         let features = if queue_pairs > 1 { FEATURES | Features::MQ } else { FEATURES };
@@ -72,8 +72,7 @@ impl Vhost {
                 return Changes::default();
             }
         };
-        if !crate::socket::is_allowed(&connection) {
-            tracing::warn!("refused a vhost-user front end of another user");
+        if !ringlab_proto::server::is_allowed(&connection) {
             return Changes::default();
         }
         self.hang_up(core, poller);

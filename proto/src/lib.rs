@@ -1,6 +1,7 @@
-//! Everything that Ringlab's processes agree on: the gRPC services, the
-//! topology file, and (re-exported) the counter names.
+//! Everything that Ringlab's processes agree on: the gRPC services and how
+//! they are served, the topology file, and (re-exported) the counter names.
 
+pub mod server;
 pub mod topology;
 
 pub use ringlab_counters as counters;

@@ -50,7 +50,6 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
 
@@ -100,9 +99,7 @@ pub async fn run(state: StateDir) -> anyhow::Result<()> {
         changed: Notify::new(),
         calls: AtomicU64::new(0),
     });
-    let _ = std::fs::remove_file(state.socket());
-    let listener = UnixListener::bind(state.socket())?;
-    std::fs::set_permissions(state.socket(), std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
+    let listener = ringlab_proto::server::bind(&state.socket())?;
     announce()?;
     tracing::info!(socket = %state.socket().display(), "listening");
     let idle = server::serve(agent.clone(), listener).await?;

@@ -14,15 +14,15 @@ use ringlab_proto::agent::{
 };
 use ringlab_proto::host::host_client::HostClient;
 use ringlab_proto::host::{self, ExecOutput, TraceBatch};
-use ringlab_proto::nic;
 use ringlab_proto::nic::nic_client::NicClient;
+use ringlab_proto::{nic, server};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixListener;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
+use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream, StreamExt};
 use tonic::{Request, Response, Status, Streaming};
 
@@ -31,14 +31,7 @@ const MAX_REQUEST: usize = 5 << 20;
 
 /// Serves until the agent is idle (`true`) or told to end (`false`).
 pub async fn serve(agent: Arc<Agent>, listener: UnixListener) -> anyhow::Result<bool> {
-    let (health, health_service) = tonic_health::server::health_reporter();
-    health.set_serving::<AgentServer<Server>>().await;
-    let reflection = tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(ringlab_proto::FILE_DESCRIPTOR_SET)
-        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-        .build_v1()?;
     let service = AgentServer::new(Server { agent: agent.clone() }).max_decoding_message_size(MAX_REQUEST);
-    let incoming = UnixListenerStream::new(listener).filter(|stream| stream.as_ref().is_ok_and(may_speak));
     let mut idle = true;
     let end = async {
         tokio::select! {
@@ -46,25 +39,12 @@ pub async fn serve(agent: Arc<Agent>, listener: UnixListener) -> anyhow::Result<
             _ = asked_to_end() => idle = false,
         }
     };
-    let server = tonic::transport::Server::builder().add_service(health_service).add_service(reflection).add_service(service);
+    let router = server::router::<AgentServer<Server>>().await.add_service(service);
     tokio::select! {
-        served = server.serve_with_incoming(incoming) => served?,
+        served = router.serve_with_incoming(server::allowed(listener)) => served?,
         () = end => {}
     }
     Ok(idle)
-}
-
-/// Only this user, and root, may speak to the agent.
-fn may_speak(stream: &UnixStream) -> bool {
-    let own = rustix::process::geteuid().as_raw();
-    match stream.peer_cred() {
-        Ok(peer) if peer.uid() == own || peer.uid() == 0 => true,
-        Ok(peer) => {
-            tracing::warn!(uid = peer.uid(), "another user's connection is refused");
-            false
-        }
-        Err(_) => false,
-    }
 }
 
 struct Server {

@@ -14,8 +14,8 @@ pub mod message;
 pub mod session;
 
 use crate::poller::{Poller, Token};
-use crate::socket::{is_allowed, unlink_stale};
 use ringlab_device::time::Instant;
+use ringlab_proto::server::{is_allowed, unlink_stale};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, connect, listen, socket_with};
 use session::{Session, SessionError};
 use std::io;
@@ -86,7 +86,6 @@ impl Cable {
         let listener = self.listener.as_ref()?;
         let socket = accept_with(listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK).ok()?;
         if !is_allowed(&socket) {
-            tracing::warn!(path = %self.path.display(), "refused a cable of another user");
             return None;
         }
         Some(socket)
