@@ -29,8 +29,10 @@ use std::sync::Arc;
 const BATCH: usize = 64;
 /// How long received frames wait for buffers: 10 Gbit/s fill 512 KiB of packet buffer in 420 µs.
 const PACKET_BUFFER_NS: u64 = 420_000;
-/// How soon completions and buffers are looked for that nobody rings for.
-const COMPLETION_NS: u64 = 50_000;
+/// How soon buffers are looked for that nobody rings for.
+const BUFFERS_NS: u64 = 50_000;
+/// How soon the completions of a few frames are looked for: the peer rings for many.
+const COMPLETION_NS: u64 = 1_000_000;
 /// How often a driver that never rings is polled.
 const NO_KICK_NS: u64 = 100_000;
 
@@ -377,7 +379,7 @@ impl NicPort {
         }
         let soon = |on: bool, ns| on.then(|| now.plus_nanos(ns));
         // The driver rings for the first new buffer, and the frame may need more.
-        let stall = if let Stall::Until(end) = self.stall { Some(end.min(now.plus_nanos(COMPLETION_NS))) } else { None };
+        let stall = if let Stall::Until(end) = self.stall { Some(end.min(now.plus_nanos(BUFFERS_NS))) } else { None };
         let must_poll = matches!(&self.device, Device::Vhost(v) if v.must_poll());
         let retry = if let Medium::Cable(cable) = &self.wire.medium { cable.deadline() } else { None };
         let all =
