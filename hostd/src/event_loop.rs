@@ -4,7 +4,7 @@
 //! One turn: commands, interrupts, timers, programs, doorbells. While there is
 //! something to do the NICs' interrupts stay masked and the loop looks at the
 //! rings itself. When there is nothing it spins for some microseconds, if its peers
-//! have a CPU of their own, and then sleeps in `epoll_pwait2`, interrupts unmasked.
+//! have a CPU of their own, and then sleeps in `epoll_wait`, interrupts unmasked, an alarm set.
 //!
 //! Deviation: a host that is awake sees a frame when it is in the ring, not when the
 //! NIC's interrupt moderation would have told it. Moderation (`rx-usecs`) shows in
@@ -26,6 +26,7 @@ use crate::trace::Listeners;
 use anyhow::Context;
 use ringlab_kernel::time::Instant;
 use ringlab_kernel::{Event, Kernel};
+use ringlab_ring::alarm::Alarm;
 use ringlab_ring::doorbell::Doorbell;
 use rustix::event::{Timespec, epoll};
 use rustix::fd::OwnedFd;
@@ -48,7 +49,7 @@ const LOOK: Duration = Duration::from_millis(1);
 const PLACE: Duration = Duration::from_secs(1);
 /// `epoll` data of the eventfd of commands and wakers; links have their index.
 const BELL: u64 = u64::MAX;
-/// `epoll` data of call eventfds.
+/// `epoll` data of call eventfds, and of the alarm: nothing to do but to be awake.
 const CALL: u64 = u64::MAX - 1;
 
 /// What the kernel thread starts with.
@@ -114,6 +115,7 @@ struct EventLoop {
     spec: HostSpec,
     commands: Receiver<Command>,
     epoll: OwnedFd,
+    alarm: Alarm,
     events: Vec<epoll::Event>,
     spinner: Spinner,
     last_look: Instant,
@@ -125,6 +127,8 @@ impl EventLoop {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).context("epoll")?;
         epoll::add(&epoll, bell.as_fd(), epoll::EventData::new_u64(BELL), epoll::EventFlags::IN | epoll::EventFlags::ET)
             .context("epoll")?;
+        let alarm = Alarm::new().context("timerfd")?;
+        epoll::add(&epoll, &alarm, epoll::EventData::new_u64(CALL), epoll::EventFlags::IN | epoll::EventFlags::ET).context("epoll")?;
         // Timers of the model are as exact as the machine allows, not within the usual 50 µs.
         if let Err(error) = rustix::thread::set_current_timer_slack(core::num::NonZeroU64::new(1)) {
             warn!(%error, "timer slack stays as it is: timers may be 50 µs late");
@@ -142,6 +146,7 @@ impl EventLoop {
             spec,
             commands,
             epoll,
+            alarm,
             events: Vec::with_capacity(64),
             last_look: Instant(0),
             stopped: false,
@@ -162,13 +167,13 @@ impl EventLoop {
                 if self.shared.now().since(self.last_look) >= LOOK {
                     // A host that is never idle does not keep its listeners waiting either.
                     self.listeners.drain(&mut self.shared.kernel(), true);
-                    self.look(Some(Duration::ZERO))?;
+                    self.look(false)?;
                 }
             } else if !self.spin() && self.arm() {
                 self.listeners.drain(&mut self.shared.kernel(), true);
-                let limit = self.sleep_limit();
                 let began = self.shared.now();
-                self.look(limit)?;
+                self.alarm.set(began.0, self.sleep_limit().map(|at| at.0)).context("timerfd_settime")?;
+                self.look(true)?;
                 self.spinner.slept(self.shared.now().since(began));
                 self.links.iter().for_each(Link::wake);
             }
@@ -261,16 +266,15 @@ impl EventLoop {
         idle
     }
 
-    fn sleep_limit(&self) -> Option<Duration> {
+    fn sleep_limit(&self) -> Option<Instant> {
         let timer = self.shared.kernel().poll_timeout();
         let retry = self.links.iter().filter_map(Link::retry_at).min();
-        let next = timer.into_iter().chain(retry).min()?;
-        Some(next.since(self.shared.now()))
+        timer.into_iter().chain(retry).min()
     }
 
-    /// Waits for descriptors, at most for `limit`.
-    fn look(&mut self, limit: Option<Duration>) -> anyhow::Result<()> {
-        let limit = limit.and_then(|l| Timespec::try_from(l).ok());
+    /// Looks at the descriptors, and waits for one if `wait`; the alarm is one of them.
+    fn look(&mut self, wait: bool) -> anyhow::Result<()> {
+        let limit = (!wait).then_some(Timespec { tv_sec: 0, tv_nsec: 0 });
         self.events.clear();
         match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut self.events), limit.as_ref()) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}

@@ -8,7 +8,7 @@
 use crate::config::NicConfig;
 use crate::control::{Command, CommandError, Commands};
 use crate::nic::Nic;
-use crate::poller::{Poller, Token, now};
+use crate::poller::{Poller, Token, Wait, now};
 use crate::privilege::drop_capabilities;
 use anyhow::Context;
 use ringlab_device::time::Instant;
@@ -39,21 +39,21 @@ pub fn run(run_dir: PathBuf, commands: &Commands) -> anyhow::Result<()> {
             spin.on_work(time);
             rounds += 1;
         }
-        let timeout = if work {
+        let wait = if work {
             if rounds % ROUNDS != 0 {
                 continue;
             }
-            Some(0)
+            Wait::Look
         } else if spin.goes_on(time) {
             std::hint::spin_loop();
             continue;
         } else if nic.sleep(time, &poller) {
-            nic.deadline().map(|d| d.nanos_since(now()))
+            Wait::Until(nic.deadline())
         } else {
             continue;
         };
         events.clear();
-        poller.wait(timeout, |token| events.push(token)).context("epoll")?;
+        poller.wait(wait, |token| events.push(token)).context("epoll")?;
         let time = now();
         for &token in &events {
             if token == Token::Control {

@@ -250,7 +250,7 @@ impl Nic {
     /// A descriptor has something.
     pub fn on_event(&mut self, now: Instant, token: Token, poller: &Poller) {
         match token {
-            Token::Control => {}
+            Token::Control | Token::Alarm => {}
             Token::Kick(at, ring) => {
                 if let Some(port) = self.port(at) {
                     port.core.counters.inc(if ring % 2 == 0 { Count::RxKicks } else { Count::TxKicks });

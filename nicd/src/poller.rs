@@ -4,6 +4,7 @@
 //! queue that must wait for space does not keep the loop awake.
 
 use ringlab_device::time::Instant;
+use ringlab_ring::alarm::Alarm;
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 use rustix::time::{ClockId, Timespec, clock_gettime};
 use std::io;
@@ -14,6 +15,8 @@ use std::os::fd::{AsFd, OwnedFd};
 pub enum Token {
     /// Commands wait.
     Control,
+    /// A time limit has passed.
+    Alarm,
     /// A vhost-user front end connects to a port.
     VhostListener(u16),
     /// The front end of a port sent a message.
@@ -36,6 +39,7 @@ impl Token {
     fn emit(self) -> u64 {
         let (kind, port, queue) = match self {
             Self::Control => (0, 0, 0),
+            Self::Alarm => (9, 0, 0),
             Self::VhostListener(p) => (1, p, 0),
             Self::VhostMessage(p) => (2, p, 0),
             Self::Kick(p, q) => (3, p, q),
@@ -59,6 +63,7 @@ impl Token {
             6 => Self::CableBell(port),
             7 => Self::TapDevice(port, queue),
             8 => Self::TapWire(port, queue),
+            9 => Self::Alarm,
             _ => Self::Control,
         }
     }
@@ -67,7 +72,17 @@ impl Token {
 /// An epoll instance.
 pub struct Poller {
     epoll: OwnedFd,
+    alarm: Alarm,
     events: Vec<Event>,
+}
+
+/// How long to wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wait {
+    /// Not at all.
+    Look,
+    /// Until then, or a little less ([`Alarm`]); `None`: for ever.
+    Until(Option<Instant>),
 }
 
 const EVENTS: usize = 128;
@@ -78,7 +93,9 @@ impl Poller {
     /// # Errors
     /// What `epoll_create1` answers.
     pub fn new() -> io::Result<Self> {
-        Ok(Self { epoll: epoll::create(CreateFlags::CLOEXEC)?, events: Vec::with_capacity(EVENTS) })
+        let poller = Self { epoll: epoll::create(CreateFlags::CLOEXEC)?, alarm: Alarm::new()?, events: Vec::with_capacity(EVENTS) };
+        poller.add_edge(&poller.alarm, Token::Alarm)?;
+        Ok(poller)
     }
 
     /// Watches a socket, as long as it has something.
@@ -104,12 +121,18 @@ impl Poller {
         let _ = epoll::delete(&self.epoll, fd);
     }
 
-    /// Waits until something has come or `timeout_ns` have passed (`None`: for ever).
+    /// Waits until something has come or it is time.
     ///
     /// # Errors
-    /// What `epoll_pwait2` answers, interruption excepted.
-    pub fn wait(&mut self, timeout_ns: Option<u64>, mut on_event: impl FnMut(Token)) -> io::Result<()> {
-        let timeout = timeout_ns.map(|ns| Timespec { tv_sec: (ns / 1_000_000_000) as i64, tv_nsec: (ns % 1_000_000_000) as i64 });
+    /// What `epoll_wait` or `timerfd_settime` answers, interruption excepted.
+    pub fn wait(&mut self, wait: Wait, mut on_event: impl FnMut(Token)) -> io::Result<()> {
+        let timeout = match wait {
+            Wait::Look => Some(Timespec { tv_sec: 0, tv_nsec: 0 }),
+            Wait::Until(at) => {
+                self.alarm.set(now().0, at.map(|at| at.0))?;
+                None
+            }
+        };
         self.events.clear();
         match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut self.events), timeout.as_ref()) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
@@ -138,6 +161,7 @@ mod tests {
     fn tokens_survive_the_kernel() {
         let all = [
             Token::Control,
+            Token::Alarm,
             Token::VhostListener(1),
             Token::VhostMessage(2),
             Token::Kick(3, 4),
@@ -160,9 +184,9 @@ mod tests {
         for _ in 0..3 {
             bell.ring();
             let mut heard = Vec::new();
-            poller.wait(Some(0), |t| heard.push(t)).expect("waited");
+            poller.wait(Wait::Look, |t| heard.push(t)).expect("waited");
             assert_eq!(heard, [Token::CableBell(3)]);
-            poller.wait(Some(0), |t| panic!("{t:?} without a ring")).expect("waited");
+            poller.wait(Wait::Look, |t| panic!("{t:?} without a ring")).expect("waited");
         }
     }
 
@@ -172,7 +196,7 @@ mod tests {
         let best = (0..20)
             .map(|_| {
                 let start = now();
-                poller.wait(Some(100_000), |_| ()).expect("waited");
+                poller.wait(Wait::Until(Some(start.plus_nanos(100_000))), |_| ()).expect("waited");
                 now().nanos_since(start)
             })
             .min()

@@ -13,6 +13,8 @@
 
 extern crate alloc;
 
+#[cfg(feature = "std")]
+pub mod alarm;
 mod atomics;
 
 pub mod cable;
