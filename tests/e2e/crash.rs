@@ -1,9 +1,10 @@
 //! Daemons die by SIGKILL; the lab goes on, or goes away completely.
 
-use crate::{TWO_HOSTS, eventually, expect_clean, in_site};
+use crate::{TWO_HOSTS, eventually, expect_clean, expect_released, in_site};
 use ringlab_tests::lab::{Lab, Site};
-use ringlab_tests::leftovers::Snapshot;
+use ringlab_tests::leftovers::{Held, Snapshot};
 use rustix::process::{Pid, Signal, kill_process};
+use std::process::Stdio;
 
 fn kill(pid: i32) {
     kill_process(Pid::from_raw(pid).expect("a process number"), Signal::KILL).expect("it runs");
@@ -76,12 +77,17 @@ fn after_sigkill_of_everything_destroy_removes_all() {
     let site = Site::new();
     let before = Snapshot::of(&site.dir);
     let lab = site.deploy(&yaml);
-    let mut pids = vec![agent_pid(&site), lab.pid("a", "nicd"), lab.pid("b", "nicd"), lab.pid("b", "hostd")];
-    for pid in pids.drain(..) {
+    // A program in the background of the namespace: it ends with its machine.
+    lab.ok(lab.program("a", &["sh", "-c", "sleep 300 </dev/null >/dev/null 2>&1 & sleep 0.1"]));
+    let held = Held::by(&site.dir);
+    assert!(!held.memory.is_empty() && held.namespaces.len() == 1, "what to look for is seen: {held:?}");
+    assert!(!held.still().is_empty(), "and seen to be held");
+    for pid in [agent_pid(&site), lab.pid("a", "nicd"), lab.pid("b", "nicd"), lab.pid("b", "hostd")] {
         kill(pid);
     }
     site.ok(&["destroy", "two"]);
     expect_clean(&site.dir, &before);
+    expect_released(&held);
 }
 
 #[test]
@@ -97,6 +103,164 @@ fn after_sigkill_of_everything_the_next_agent_repairs_or_removes_the_lab() {
         site.ok(&["deploy", &lab.file]);
         eventually("the lab works again", 10, || fetches(&lab));
     }
+    let held = Held::by(&site.dir);
     site.ok(&["destroy", "--all"]);
     expect_clean(&site.dir, &before);
+    expect_released(&held);
+}
+
+/// Two hosts with a switch between them; `b` listens.
+const SWITCHED: &str = "name: switched
+nodes:
+  a: {}
+  b:
+    run:
+      - {builtin: stream, args: [-s], ready: {tcp: 5201}}
+      - {builtin: httpd, args: [-p, 80, --body, hello], ready: {tcp: 80}}
+  sw: {kind: switch}
+links:
+  - endpoints: [\"a:eth0\", \"sw:p1\"]
+    ipv4: [10.0.0.1/24, null]
+  - endpoints: [\"b:eth0\", \"sw:p2\"]
+    ipv4: [10.0.0.2/24, null]
+";
+
+#[test]
+fn killed_switch_comes_back_under_a_connection() {
+    in_site(|site| {
+        let lab = site.deploy(SWITCHED);
+        let others = || [("a", "nicd"), ("a", "hostd"), ("b", "nicd"), ("b", "hostd")].map(|(node, daemon)| lab.pid(node, daemon));
+        let (before, old) = (others(), lab.pid("sw", "nicd"));
+        let transfer = lab.spawn(lab.builtin("a", "stream", &["-c", "b", "-t", "4", "--verify", "--json"]));
+        eventually("octets pass through the switch", 5, || frames(&lab, "sw") > 100);
+        kill(old);
+        eventually("the switch runs again", 5, || {
+            let pid = lab.node("sw")["nicd_pid"].as_i64().unwrap_or(0);
+            pid > 1 && pid != i64::from(old)
+        });
+        let out = transfer.wait_with_output().expect("it ends");
+        let text = String::from_utf8_lossy(&out.stdout).into_owned();
+        assert!(out.status.success(), "{text}\n{}\n{}", String::from_utf8_lossy(&out.stderr), site.logs());
+        let json: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+        assert_eq!(json["verified"], true, "{json}");
+        assert!(frames(&lab, "sw") > 100, "the new switch carried the rest");
+        assert!(fetches(&lab));
+        assert_eq!(lab.node("sw")["restarts"], 1);
+        assert_eq!(others(), before, "the others did not notice");
+    });
+}
+
+/// Frames that a node's ports have received.
+fn frames(lab: &Lab<'_>, node: &str) -> u64 {
+    let stat = lab.site.json(&["stat", "-l", &lab.name, node]);
+    let ports = stat["nodes"][0]["nic"]["ports"].as_array().cloned().unwrap_or_default();
+    let counters = ports.iter().flat_map(|p| p["counters"].as_array().cloned().unwrap_or_default());
+    counters.filter(|c| c["name"] == "rx_packets").filter_map(|c| c["value"].as_u64()).sum()
+}
+
+#[test]
+fn killed_nicd_of_a_real_linux_node_gets_its_tap_addresses_and_routes_back() {
+    in_site(|site| {
+        let node = "a: {kind: linux, routes: [{to: 10.9.0.0/16, via: 10.0.0.2}]}";
+        let lab = site.deploy(&TWO_HOSTS.replace("a: {}", node));
+        let curl =
+            || lab.program("a", &["curl", "-sSf", "--max-time", "1", "http://10.0.0.2/"]).output().expect("starts").stdout == b"hello";
+        assert!(curl());
+        let route = || lab.ok(lab.program("a", &["ip", "route", "show", "10.9.0.0/16"]));
+        let before = route();
+        assert!(before.contains("via 10.0.0.2 dev eth0"), "{before}");
+        kill(lab.pid("a", "nicd"));
+        eventually("the real kernel reaches the host again", 10, curl);
+        assert_eq!(route(), before);
+    });
+}
+
+#[test]
+fn killed_router_reboots_and_forwards_again() {
+    in_site(|site| {
+        let lab = site.deploy(
+            "name: routed
+nodes:
+  a: {}
+  r: {kind: router}
+  b:
+    run:
+      - {builtin: httpd, args: [-p, 80, --body, hello], ready: {tcp: 80}}
+links:
+  - endpoints: [\"a:eth0\", \"r:eth0\"]
+  - endpoints: [\"r:eth1\", \"b:eth0\"]
+",
+        );
+        assert!(fetches(&lab), "{}", site.logs());
+        let old = lab.pid("r", "hostd");
+        kill(old);
+        eventually("the router forwards again", 10, || fetches(&lab));
+        assert_ne!(lab.pid("r", "hostd"), old);
+    });
+}
+
+/// A lab that cannot come up: its program never listens where it should. Its deployment stays half done.
+fn half_deployed(site: &Site) -> std::process::Child {
+    let yaml = TWO_HOSTS.replace("ready: {tcp: 80}", "ready: {tcp: 81}").replace("  b:\n", "  c: {kind: linux}\n  b:\n");
+    let file = site.file("two.yaml", &format!("{yaml}  - endpoints: [\"c:eth0\", \"b:eth1\"]\n"));
+    let mut deploy = site.labctl(&["deploy", &file]);
+    let child = deploy.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("starts");
+    eventually("all daemons run and the namespace is there", 20, || {
+        let processes = Snapshot::of(&site.dir).processes;
+        let count = |program: &str| processes.iter().filter(|p| p.contains(&format!("/{program} --run-dir"))).count();
+        (count("nicd"), count("hostd")) == (3, 2) && Held::by(&site.dir).namespaces.len() == 1
+    });
+    child
+}
+
+/// The process of a node's daemon, found by its arguments: the lab is not up yet.
+fn daemon_pid(site: &Site, program: &str, node: &str) -> i32 {
+    let processes = Snapshot::of(&site.dir).processes;
+    let wanted = format!(" --node {node} ");
+    let found = processes.iter().find(|p| p.contains(&format!("/{program} --run-dir")) && p.contains(&wanted));
+    found.expect("it runs").split(':').next().expect("pid").parse().expect("a number")
+}
+
+#[test]
+fn half_deployed_lab_of_a_killed_agent_is_removed_by_the_next() {
+    let site = Site::new();
+    let before = Snapshot::of(&site.dir);
+    let deploy = half_deployed(&site);
+    let held = Held::by(&site.dir);
+    kill(agent_pid(&site));
+    let out = deploy.wait_with_output().expect("it ends");
+    let text = String::from_utf8_lossy(&out.stderr).into_owned();
+    assert_eq!(out.status.code(), Some(4), "{text}");
+    assert!(text.contains("agent ended in the middle"), "{text}");
+    // What was half done is no lab: it is neither listed nor left.
+    assert_eq!(site.json(&["list"])["labs"].as_array().map(Vec::len), Some(0), "{}", site.logs());
+    expect_clean(&site.dir, &before);
+    expect_released(&held);
+}
+
+#[test]
+fn half_deployed_lab_of_a_killed_labctl_is_undone() {
+    let site = Site::new();
+    let before = Snapshot::of(&site.dir);
+    let mut deploy = half_deployed(&site);
+    let held = Held::by(&site.dir);
+    kill(i32::try_from(deploy.id()).expect("a process number"));
+    deploy.wait().expect("it ends");
+    expect_clean(&site.dir, &before);
+    expect_released(&held);
+}
+
+#[test]
+fn half_deployed_lab_whose_daemon_dies_is_undone_and_says_so() {
+    let site = Site::new();
+    let before = Snapshot::of(&site.dir);
+    let deploy = half_deployed(&site);
+    let held = Held::by(&site.dir);
+    kill(daemon_pid(&site, "hostd", "b"));
+    let out = deploy.wait_with_output().expect("it ends");
+    let text = String::from_utf8_lossy(&out.stderr).into_owned();
+    assert_eq!(out.status.code(), Some(4), "{text}");
+    assert!(text.contains("hostd-b"), "{text}");
+    expect_clean(&site.dir, &before);
+    expect_released(&held);
 }

@@ -86,6 +86,36 @@ fn failed_deploy_is_undone_and_says_why() {
 }
 
 #[test]
+fn failed_change_leaves_the_lab_as_it_was() {
+    in_site(|site| {
+        let lab = site.deploy(TWO_HOSTS);
+        let before = lab.inspect();
+        let yaml = TWO_HOSTS.replace("a: {}", "a: {}\n  c: {sysctls: {net.ipv4.no_such_thing: 1}}\n  d: {kind: linux}");
+        let yaml = format!("{yaml}  - endpoints: [\"c:eth0\", \"d:eth0\"]\n");
+        site.file("two.yaml", &yaml);
+        let out = site.run(&["deploy", &lab.file]);
+        assert_eq!(out.status.code(), Some(4), "{}", String::from_utf8_lossy(&out.stderr));
+        assert_eq!(lab.inspect(), before);
+        assert_eq!(lab.ok(lab.builtin("a", "fetch", &["-f", "http://b/"])), "hello");
+    });
+}
+
+#[test]
+fn two_labs_with_real_linux_nodes_of_the_same_name_do_not_meet() {
+    in_site(|site| {
+        let yaml = TWO_HOSTS.replace("a: {}", "a: {kind: linux}");
+        let one = site.deploy(&yaml);
+        let two = site.deploy(&yaml.replace("name: two", "name: other").replace("hello", "other"));
+        // The same interface name, the same addresses, in two namespaces.
+        for (lab, page) in [(&one, "hello"), (&two, "other")] {
+            assert_eq!(lab.ok(lab.program("a", &["curl", "-sSf", "--max-time", "5", "http://b/"])), page);
+        }
+        site.ok(&["destroy", "two"]);
+        assert_eq!(two.ok(two.program("a", &["curl", "-sSf", "--max-time", "5", "http://b/"])), "other");
+    });
+}
+
+#[test]
 fn exec_passes_streams_status_and_signals() {
     in_site(|site| {
         let lab = site.deploy(&TWO_HOSTS.replace("a: {}", "a: {kind: linux}"));

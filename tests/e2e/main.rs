@@ -8,9 +8,10 @@ mod lifecycle;
 mod real_peer;
 mod refusal;
 mod transfer;
+mod verbs;
 
 use ringlab_tests::lab::Site;
-use ringlab_tests::leftovers::Snapshot;
+use ringlab_tests::leftovers::{Held, Snapshot};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -31,8 +32,23 @@ fn in_site(test: impl FnOnce(&Site)) {
     let site = Site::new();
     let before = Snapshot::of(&site.dir);
     test(&site);
+    let held = Held::by(&site.dir);
     site.ok(&["destroy", "--all"]);
     expect_clean(&site.dir, &before);
+    expect_released(&held);
+}
+
+/// Waits until nobody holds the labs' shared memory and namespaces any more.
+fn expect_released(held: &Held) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        let still = held.still();
+        if still.is_empty() {
+            return;
+        }
+        assert!(Instant::now() < deadline, "still held: {still:#?}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 /// Waits until everything is as before: the agent ends a moment after its last lab.
