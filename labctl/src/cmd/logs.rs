@@ -74,8 +74,11 @@ pub async fn run(args: Args) -> CliResult {
 
 fn watch(dir: &Path) -> io::Result<rustix::fd::OwnedFd> {
     let watch = inotify::init(inotify::CreateFlags::CLOEXEC)?;
-    let what = inotify::WatchFlags::MODIFY | inotify::WatchFlags::CREATE | inotify::WatchFlags::DELETE | inotify::WatchFlags::DELETE_SELF;
-    inotify::add_watch(&watch, dir, what)?;
+    inotify::add_watch(&watch, dir, inotify::WatchFlags::MODIFY | inotify::WatchFlags::CREATE)?;
+    // That the directory itself goes, its parent tells: the logs that are open here keep the inode, and with it its own notice.
+    if let Some(parent) = dir.parent() {
+        inotify::add_watch(&watch, parent, inotify::WatchFlags::DELETE | inotify::WatchFlags::ONLYDIR)?;
+    }
     Ok(watch)
 }
 
@@ -127,6 +130,21 @@ mod tests {
         file.write_all(b"o\nthree\n").unwrap();
         assert_eq!(logs[0].read().unwrap(), ["two", "three"]);
         assert!(logs[0].read().unwrap().is_empty());
+    }
+
+    #[test]
+    fn end_of_the_lab_wakes_a_follower_whose_logs_are_open() {
+        let scratch = Scratch::new("logs-end");
+        let dir = scratch.path().join("lab");
+        std::fs::create_dir(&dir).unwrap();
+        let path = dir.join("nicd-a.log");
+        let _open = File::create(&path).unwrap();
+        let watch = watch(&dir).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        std::fs::remove_dir(&dir).unwrap();
+        let mut fds = [rustix::event::PollFd::new(&watch, rustix::event::PollFlags::IN)];
+        let second = rustix::time::Timespec { tv_sec: 1, tv_nsec: 0 };
+        assert_eq!(rustix::event::poll(&mut fds, Some(&second)).unwrap(), 1);
     }
 
     #[test]
