@@ -18,6 +18,11 @@ use std::path::PathBuf;
 /// Rounds with work after which descriptors get a look even so.
 const ROUNDS: u32 = 16;
 
+/// How early it is up for a delayed frame.
+const EARLY_NS: u64 = 60_000;
+/// Without work for so long the thread has been idle.
+const IDLE_NS: u64 = 500_000;
+
 /// Runs until told to end.
 ///
 /// # Errors
@@ -48,7 +53,7 @@ pub fn run(run_dir: PathBuf, commands: &Commands) -> anyhow::Result<()> {
             std::hint::spin_loop();
             continue;
         } else if nic.sleep(time, &poller) {
-            Wait::Until(nic.deadline())
+            rest(&nic, now(), spin.last_work)
         } else {
             continue;
         };
@@ -66,6 +71,22 @@ pub fn run(run_dir: PathBuf, commands: &Commands) -> anyhow::Result<()> {
             nic.on_event(time, token, &poller);
         }
     }
+}
+
+/// How long to sleep. A machine that has been idle takes tens of microseconds to wake up: before a delayed frame
+/// is due it is woken early and looks around until it is. Between frames of busy traffic nothing is idle.
+fn rest(nic: &Nic, now: Instant, last_work: Instant) -> Wait {
+    let deadline = nic.deadline();
+    let Some(due) = nic.due() else { return Wait::Until(deadline) };
+    let left = due.nanos_since(now);
+    if now.nanos_since(last_work) < IDLE_NS && left < IDLE_NS {
+        return Wait::Until(deadline);
+    }
+    if left <= EARLY_NS {
+        return Wait::Look;
+    }
+    let early = Instant(due.0 - EARLY_NS);
+    Wait::Until(Some(deadline.map_or(early, |d| d.min(early))))
 }
 
 /// False: end.

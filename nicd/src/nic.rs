@@ -231,6 +231,11 @@ impl Nic {
         self.ports.iter().flatten().filter_map(|p| p.deadline).min()
     }
 
+    /// When the next delayed frame is due.
+    pub fn due(&self) -> Option<Instant> {
+        self.ports.iter().flatten().filter_map(|p| p.wire.deadline()).min()
+    }
+
     /// Wakes the ports whose time has come.
     pub fn on_time(&mut self, now: Instant, poller: &Poller) {
         for at in 0..self.ports.len() {
