@@ -21,7 +21,7 @@ fn killed_nicd_is_restarted_and_connections_survive() {
         let yaml = TWO_HOSTS.replace("- {builtin: httpd", "- {builtin: stream, args: [-s], ready: {tcp: 5201}}\n      - {builtin: httpd");
         let lab = site.deploy(&yaml);
         let transfer = lab.spawn(lab.builtin("a", "stream", &["-c", "b", "-t", "4", "--verify", "--json"]));
-        std::thread::sleep(std::time::Duration::from_secs(1));
+        eventually("octets flow", 5, || frames(&lab, "b") > 100);
         let old = lab.pid("a", "nicd");
         kill(old);
         eventually("nicd runs again", 5, || {

@@ -4,6 +4,7 @@ use crate::{TWO_HOSTS, eventually, expect_clean, in_site};
 use ringlab_tests::lab::Site;
 use ringlab_tests::leftovers::Snapshot;
 use rustix::process::{Pid, Signal, kill_process};
+use std::io::{Read, Write};
 use std::process::Stdio;
 
 #[test]
@@ -116,18 +117,64 @@ fn two_labs_with_real_linux_nodes_of_the_same_name_do_not_meet() {
 }
 
 #[test]
+fn deployments_at_once_find_one_agent() {
+    in_site(|site| {
+        let names = ["one", "two", "three", "one", "two", "three"];
+        let deploy = |name: &&str| {
+            let file = site.file(&format!("{name}.yaml"), &TWO_HOSTS.replace("name: two", &format!("name: {name}")));
+            let mut deploy = site.labctl(&["deploy", &file]);
+            deploy.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("starts")
+        };
+        let children: Vec<_> = names.iter().map(deploy).collect();
+        for child in children {
+            let out = child.wait_with_output().expect("ends");
+            assert!(out.status.success(), "{}\n{}", String::from_utf8_lossy(&out.stderr), site.logs());
+        }
+        assert_eq!(site.json(&["list"])["labs"].as_array().map(Vec::len), Some(3));
+        let agents = Snapshot::of(&site.dir).processes.iter().filter(|p| p.trim_end().ends_with("labctl agent")).count();
+        assert_eq!(agents, 1);
+    });
+}
+
+#[test]
+fn what_runs_in_a_lab_ends_with_it() {
+    in_site(|site| {
+        let yaml = TWO_HOSTS.replace("a: {}", "a: {}\n  c: {kind: linux}");
+        let lab = site.deploy(&format!("{yaml}  - endpoints: [\"c:eth0\", \"b:eth1\"]\n"));
+        let commands = [
+            lab.builtin("a", "ping", &["-c", "10000", "b"]),
+            lab.program("c", &["sh", "-c", "trap '' HUP; echo up; sleep 1000"]),
+            site.labctl(&["trace", "-l", "two", "b"]),
+            site.labctl(&["logs", "-f", "-l", "two", "a"]),
+        ];
+        let mut children: Vec<_> = commands.into_iter().map(|c| lab.spawn(c)).collect();
+        // Each says something as soon as it runs.
+        for child in &mut children {
+            let mut octet = [0];
+            child.stdout.as_mut().expect("piped").read_exact(&mut octet).expect("it runs");
+        }
+        site.ok(&["destroy", "two"]);
+        for (position, child) in children.iter_mut().enumerate() {
+            // What it still prints is not waited for: the pipe is closed.
+            drop(child.stdout.take());
+            eventually(&format!("command {position} ends with the lab"), 5, || child.try_wait().expect("it is ours").is_some());
+        }
+    });
+}
+
+#[test]
 fn exec_passes_streams_status_and_signals() {
     in_site(|site| {
         let lab = site.deploy(&TWO_HOSTS.replace("a: {}", "a: {kind: linux}"));
         let mut cat = lab.program("a", &["sh", "-c", "cat; echo err >&2; exit 7"]);
         let mut child = cat.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("starts");
-        use std::io::Write;
         child.stdin.take().expect("stdin").write_all(b"through\n").expect("written");
         let out = child.wait_with_output().expect("ends");
         assert_eq!((out.status.code(), &out.stdout[..], &out.stderr[..]), (Some(7), &b"through\n"[..], &b"err\n"[..]));
-        let sleeper =
+        let mut sleeper =
             lab.spawn(lab.program("a", &["sh", "-c", "trap 'echo caught; exit 9' TERM; echo ready; while :; do sleep 0.05; done"]));
-        std::thread::sleep(std::time::Duration::from_millis(500));
+        let mut ready = [0; 6];
+        sleeper.stdout.as_mut().expect("piped").read_exact(&mut ready).expect("it says so");
         kill_process(Pid::from_child(&sleeper), Signal::TERM).expect("it runs");
         let out = sleeper.wait_with_output().expect("ends");
         assert_eq!(out.status.code(), Some(9));
@@ -152,10 +199,12 @@ fn every_verb_prints_for_people_and_programs() {
         let schema: serde_json::Value = serde_json::from_str(&site.ok(&["schema"])).expect("JSON");
         assert!(schema["properties"]["links"].is_object());
         site.ok(&["validate", &lab.file]);
-        let trace = lab.spawn(site.labctl(&["trace", "-l", "two", "b", "-n", "40"]));
-        std::thread::sleep(std::time::Duration::from_millis(500));
-        lab.ok(lab.builtin("a", "fetch", &["-f", "http://b/"]));
-        let out = trace.wait_with_output().expect("ends after 40 events");
+        let mut trace = lab.spawn(site.labctl(&["trace", "-l", "two", "b", "-n", "200"]));
+        eventually("the trace has seen 200 events", 10, || {
+            lab.ok(lab.builtin("a", "fetch", &["-f", "http://b/"]));
+            trace.try_wait().expect("it is ours").is_some()
+        });
+        let out = trace.wait_with_output().expect("it has ended");
         let text = String::from_utf8_lossy(&out.stdout).into_owned();
         for point in ["irq_handler_entry", "napi_poll", "ip_rcv", "tcp_v4_rcv"] {
             assert!(text.contains(point), "no {point} in\n{text}");
@@ -163,6 +212,7 @@ fn every_verb_prints_for_people_and_programs() {
         site.ok(&["restart", "b"]);
         eventually("b serves again", 10, || lab.builtin("a", "fetch", &["-f", "http://b/"]).output().expect("starts").status.success());
         site.ok(&["link", "down", "a:eth0"]);
+        assert_eq!(lab.inspect()["links"][0]["up"], false);
         assert!(!lab.builtin("a", "ping", &["-c", "1", "-W", "1", "b"]).output().expect("starts").status.success());
         site.ok(&["link", "up", "a:eth0"]);
         eventually("the link is up", 5, || {
