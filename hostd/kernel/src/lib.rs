@@ -14,6 +14,7 @@ pub mod cpu;
 pub mod dev;
 pub mod errno;
 pub mod ether;
+pub mod hash;
 pub mod ip;
 pub mod raw;
 pub mod skb;
@@ -122,22 +123,25 @@ impl Kernel {
     /// A host that has just been powered on: `lo` is up, nothing else is there.
     pub fn new(mut config: Config, mem: Box<dyn UserMemory>) -> Self {
         config.cpus = config.cpus.clamp(1, 64);
+        let mut rng = rand_pcg::Pcg32::new(config.seed, 0x5851_f42d_4c95_7f2d);
+        let hash = hash::KeyedState::new(&mut rng);
+        let icmp = ip::IcmpState::new(hash.clone(), &mut rng);
         let mut kernel = Self {
             now: Instant::default(),
-            rng: rand_pcg::Pcg32::new(config.seed, 0x5851_f42d_4c95_7f2d),
+            rng,
             mem,
             skbs: SkbCache::default(),
             this_cpu: 0,
             cpus: cpu::Cpus::new(config.cpus),
             timers: timer::Timers::default(),
             devs: dev::Devices::default(),
-            neigh: ether::NeighTable::default(),
-            fib: ip::Fib::default(),
-            frags: ip::Reassembly::default(),
-            icmp: ip::IcmpState::default(),
+            neigh: ether::NeighTable::new(hash.clone()),
+            fib: ip::Fib::new(hash.clone()),
+            frags: ip::Reassembly::new(hash.clone()),
+            icmp,
             socks: sock::Socks::default(),
-            tcp: tcp::TcpTable::default(),
-            udp: udp::UdpTable::default(),
+            tcp: tcp::TcpTable::new(hash.clone()),
+            udp: udp::UdpTable::new(hash),
             raw: raw::RawTable::default(),
             tasks: cpu::sched::Tasks::default(),
             vfs: vfs::Vfs::default(),
@@ -152,7 +156,6 @@ impl Kernel {
             config,
         };
         kernel.sysctl.ip_forward = kernel.config.ip_forward.into();
-        kernel.icmp.seed(&mut kernel.rng);
         kernel.loopback_init();
         kernel
     }

@@ -15,6 +15,7 @@ use super::header::{BROADCAST, EtherHdr};
 use crate::Kernel;
 use crate::dev::net_device::{IfIndex, MacAddr};
 use crate::errno::Errno;
+use crate::hash::KeyedState;
 use crate::ip::route::{Route, RouteKind};
 use crate::skb::{MAX_HEADER, PacketType, SkBuff};
 use crate::time::{Duration, Instant};
@@ -27,7 +28,6 @@ use core::net::Ipv4Addr;
 use hashbrown::HashMap;
 use rand_core::Rng;
 use ringlab_counters::DropReason;
-use rustc_hash::FxBuildHasher;
 
 /// State of an entry (Linux `NUD_*`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -85,11 +85,11 @@ pub(crate) struct Neigh {
 }
 
 /// The neighbour table.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct NeighTable {
     slots: Vec<Option<Neigh>>,
     free: Vec<u32>,
-    index: HashMap<(u32, Ipv4Addr), u32, FxBuildHasher>,
+    index: HashMap<(u32, u32), u32, KeyedState>,
     last_flush: Instant,
 }
 
@@ -97,8 +97,13 @@ pub struct NeighTable {
 const GC_GRACE: Duration = Duration::from_secs(5);
 
 impl NeighTable {
+    /// An empty table; a link's peers choose the addresses in it.
+    pub(crate) fn new(hash: KeyedState) -> Self {
+        Self { slots: Vec::new(), free: Vec::new(), index: HashMap::with_hasher(hash), last_flush: Instant::default() }
+    }
+
     pub(super) fn lookup(&self, dev: u32, addr: Ipv4Addr) -> Option<u32> {
-        self.index.get(&(dev, addr)).copied()
+        self.index.get(&(dev, addr.to_bits())).copied()
     }
 
     pub(super) fn get(&self, n: u32) -> Option<&Neigh> {
@@ -120,7 +125,7 @@ impl NeighTable {
     }
 
     fn insert(&mut self, entry: Neigh) -> u32 {
-        let key = (entry.dev, entry.addr);
+        let key = (entry.dev, entry.addr.to_bits());
         let n = self.free.pop().unwrap_or_else(|| {
             self.slots.push(None);
             self.slots.len() as u32 - 1
@@ -132,7 +137,7 @@ impl NeighTable {
 
     fn remove(&mut self, n: u32) -> Option<Neigh> {
         let entry = self.slots.get_mut(n as usize)?.take()?;
-        self.index.remove(&(entry.dev, entry.addr));
+        self.index.remove(&(entry.dev, entry.addr.to_bits()));
         self.free.push(n);
         Some(entry)
     }

@@ -8,6 +8,7 @@
 use super::header::{IpHdr, MF, OFFSET};
 use super::icmp;
 use crate::Kernel;
+use crate::hash::KeyedState;
 use crate::skb::SkBuff;
 use crate::time::Duration;
 use crate::timer::TimerKey;
@@ -17,7 +18,6 @@ use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 use hashbrown::HashMap;
 use ringlab_counters::{DropReason, Mib};
-use rustc_hash::FxBuildHasher;
 
 /// Octets of the longest datagram.
 const MAX_TOTAL: u32 = 65535;
@@ -28,9 +28,9 @@ const OVERHEAD: u32 = 256;
 type Key = (u32, u32, u16, u8);
 
 /// Reassembly queues.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Reassembly {
-    index: HashMap<Key, u64, FxBuildHasher>,
+    index: HashMap<Key, u64, KeyedState>,
     queues: BTreeMap<u64, Queue>,
     next: u64,
     /// Octets held.
@@ -58,6 +58,13 @@ struct Piece {
     end: u32,
     /// Stands at its payload; the first piece at its IP header.
     skb: Box<SkBuff>,
+}
+
+impl Reassembly {
+    /// Nothing held; senders choose the keys.
+    pub(crate) fn new(hash: KeyedState) -> Self {
+        Self { index: HashMap::with_hasher(hash), queues: BTreeMap::new(), next: 0, mem: 0 }
+    }
 }
 
 /// What became of a piece.

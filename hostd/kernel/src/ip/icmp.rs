@@ -4,6 +4,7 @@ use super::header::{self, OFFSET};
 use super::route::{Flow, RouteKind};
 use super::{IcmpError, IpOut};
 use crate::Kernel;
+use crate::hash::KeyedState;
 use crate::skb::{Checksum, MAX_HEADER, MAX_SKB_FRAGS, PacketType, SkBuff};
 use crate::trace::Point;
 use alloc::boxed::Box;
@@ -13,7 +14,6 @@ use hashbrown::HashMap;
 use rand_core::Rng;
 use ringlab_counters::{DropReason, Mib};
 use ringlab_ring::memory::{checksum_add, fold};
-use rustc_hash::FxBuildHasher;
 
 /// Echo reply.
 pub(crate) const ECHOREPLY: u8 = 0;
@@ -55,10 +55,10 @@ const PEER_BURST: u64 = 6;
 const MAX_PEERS: usize = 1024;
 
 /// ICMP rate limits, and the identification counters that need the same per-destination hashing.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct IcmpState {
     /// Milliseconds of credit of each destination, and when it was last looked at.
-    peers: HashMap<u32, (u64, u64), FxBuildHasher>,
+    peers: HashMap<u32, (u64, u64), KeyedState>,
     /// Messages that may be sent at once, and when that was last looked at.
     credit: u64,
     stamp: u64,
@@ -95,10 +95,10 @@ impl Idents {
 }
 
 impl IcmpState {
-    /// Takes the secrets from the host's seed.
-    pub(crate) fn seed(&mut self, rng: &mut rand_pcg::Pcg32) {
-        self.idents.key = rng.next_u64();
-        self.credit = 50;
+    /// Full credit; secrets from the host's seed.
+    pub(crate) fn new(hash: KeyedState, rng: &mut rand_pcg::Pcg32) -> Self {
+        let idents = Idents { key: rng.next_u64(), ..Idents::default() };
+        Self { peers: HashMap::with_hasher(hash), credit: 50, stamp: 0, idents }
     }
 }
 

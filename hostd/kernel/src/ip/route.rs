@@ -7,11 +7,11 @@
 use crate::Kernel;
 use crate::dev::net_device::IfIndex;
 use crate::errno::Errno;
+use crate::hash::KeyedState;
 use crate::time::{Duration, Instant};
 use alloc::vec::Vec;
 use core::net::Ipv4Addr;
 use hashbrown::HashMap;
-use rustc_hash::FxBuildHasher;
 
 /// What kind of destination it is (`RTN_*`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,13 +75,13 @@ struct Table {
 }
 
 /// Addresses and routes.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Fib {
     local: Table,
     main: Table,
     addrs: Vec<Addr>,
     /// Path MTU of destinations for which a router has named a smaller one, and until when to believe it.
-    pmtu: HashMap<u32, (u32, Instant), FxBuildHasher>,
+    pmtu: HashMap<u32, (u32, Instant), KeyedState>,
     generation: u64,
 }
 
@@ -158,6 +158,11 @@ impl Table {
 }
 
 impl Fib {
+    /// No addresses, no routes; routers choose the destinations whose MTU is remembered.
+    pub(crate) fn new(hash: KeyedState) -> Self {
+        Self { local: Table::default(), main: Table::default(), addrs: Vec::new(), pmtu: HashMap::with_hasher(hash), generation: 0 }
+    }
+
     /// An interface gets an address: it is local, its subnet is connected, the subnet's last address is its broadcast.
     pub(crate) fn add_address(&mut self, dev: u32, addr: Ipv4Addr, len: u8, mtu: u32) {
         self.addrs.push(Addr { dev, addr, len, mtu });

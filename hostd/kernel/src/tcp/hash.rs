@@ -9,6 +9,7 @@ use super::state::State;
 use super::sysctl::TcpSysctl;
 use crate::Kernel;
 use crate::errno::Errno;
+use crate::hash::KeyedState;
 use crate::skb::Frag;
 use crate::sock::{Sock, SockId};
 use crate::time::Instant;
@@ -78,11 +79,11 @@ pub struct ChallengeLimit {
 }
 
 /// Connections, listeners, bound ports, minisockets.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct TcpTable {
     /// Settings.
     pub sysctl: TcpSysctl,
-    ehash: HashMap<ConnKey, Entry, FxBuildHasher>,
+    ehash: HashMap<ConnKey, Entry, KeyedState>,
     listeners: HashMap<u16, Vec<SockId>, FxBuildHasher>,
     bind: HashMap<u16, BindBucket, FxBuildHasher>,
     minis: HashMap<u64, Mini, FxBuildHasher>,
@@ -100,6 +101,25 @@ pub struct TcpTable {
 }
 
 impl TcpTable {
+    /// Empty tables with the usual settings. Peers choose the keys of the connections; ports are few, and
+    /// minisockets are numbered here.
+    pub(crate) fn new(hash: KeyedState) -> Self {
+        Self {
+            sysctl: TcpSysctl::default(),
+            ehash: HashMap::with_hasher(hash),
+            listeners: HashMap::default(),
+            bind: HashMap::default(),
+            minis: HashMap::default(),
+            last_mini: 0,
+            secrets: None,
+            perturb: Vec::new(),
+            page_frag: None,
+            challenge: ChallengeLimit::default(),
+            tw_count: 0,
+            orphans: 0,
+        }
+    }
+
     /// The connection's entry.
     pub fn lookup(&self, t: &Tuple) -> Option<Entry> {
         self.ehash.get(&ConnKey::from(*t)).copied()

@@ -2,6 +2,7 @@
 
 use crate::Kernel;
 use crate::errno::Errno;
+use crate::hash::KeyedState;
 use crate::sock::{Sock, SockId};
 use alloc::vec::Vec;
 use core::net::Ipv4Addr;
@@ -10,9 +11,18 @@ use rand_core::Rng as _;
 use rustc_hash::FxBuildHasher;
 
 /// Bound UDP ports: the sockets of each, the latest last.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct UdpTable {
     ports: HashMap<u16, Vec<SockId>, FxBuildHasher>,
+    /// Chooses in `SO_REUSEPORT` groups (Linux `udp_ehash_secret`).
+    hash: KeyedState,
+}
+
+impl UdpTable {
+    /// An empty table.
+    pub(crate) fn new(hash: KeyedState) -> Self {
+        Self { ports: HashMap::default(), hash }
+    }
 }
 
 /// Who talks to whom, and where it came in.
@@ -50,9 +60,9 @@ impl Tuple {
             && (sk.bound_dev_if == 0 || sk.bound_dev_if == self.dev)
     }
 
-    fn hash(&self) -> u32 {
+    fn hash(&self, state: &KeyedState) -> u32 {
         use core::hash::BuildHasher;
-        (FxBuildHasher.hash_one((u32::from(self.saddr), self.sport, u32::from(self.daddr), self.dport)) >> 32) as u32
+        state.hash_one((u32::from(self.saddr), self.sport, u32::from(self.daddr), self.dport)) as u32
     }
 }
 
@@ -126,7 +136,7 @@ impl Kernel {
                 && other.family == sk.family
         };
         let group = || list.iter().filter_map(|&id| self.socks.get(id)).filter(member);
-        let nth = (u64::from(t.hash()) * group().count() as u64) >> 32;
+        let nth = (u64::from(t.hash(&self.udp.hash)) * group().count() as u64) >> 32;
         group().nth(nth as usize).map(|sk| sk.id)
     }
 
