@@ -64,7 +64,6 @@ impl Kernel {
             let Some(mut child) = self.socks.take(child) else { continue };
             child.dead = true;
             if child.tp().state != State::Close {
-                self.mib.inc(Mib::TCPAbortOnClose);
                 self.tcp_send_active_reset(&mut child);
                 self.tcp_done(&mut child);
             }
@@ -145,6 +144,7 @@ impl Kernel {
             return;
         }
         if sk.tp().user.linger2 == Some(None) {
+            self.mib.inc(Mib::TCPAbortOnLinger);
             self.tcp_send_active_reset(sk);
             return self.tcp_done(sk);
         }

@@ -415,6 +415,8 @@ impl Kernel {
             1 => true,
             _ => tw.tuple.daddr.is_loopback() || tw.tuple.saddr.is_loopback(),
         };
+        // While the peer's FIN is awaited, the old connection is not over.
+        let reuse = reuse && tw.substate == State::TimeWait;
         let Some(stamp) = tw.ts_recent_stamp else { return false };
         if !reuse || self.now.since(stamp) <= Duration::from_secs(1) {
             return false;

@@ -93,7 +93,10 @@ impl Kernel {
             }
             return None;
         }
-        if let Some(e) = sk.err.take() {
+        // After the peer's FIN there is an end to report, whatever came later (`SOCK_DONE`).
+        if !sk.tp().fin_received
+            && let Some(e) = sk.err.take()
+        {
             return Some(Step::Done(Err(e)));
         }
         if ended {

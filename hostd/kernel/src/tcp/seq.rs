@@ -37,6 +37,12 @@ impl SeqNum {
         high - low >= self - low
     }
 
+    /// True if a segment from here to `end` is acceptable in the window from `low` to `high`
+    /// (RFC 9293 §3.10.7.4, first; Linux `tcp_in_window`).
+    pub fn segment_in_window(self, end: SeqNum, low: SeqNum, high: SeqNum) -> bool {
+        self == low || (end.after(low) && self.before(high)) || (self == high && self == end)
+    }
+
     /// Octets from `origin` to here; negative if this lies before it.
     #[inline]
     pub fn distance(self, origin: SeqNum) -> i32 {

@@ -208,6 +208,8 @@ pub struct TcpSock {
     pub owns_port: bool,
     /// Counted among the host's orphans.
     pub orphan: bool,
+    /// The peer's FIN was taken (`SOCK_DONE`).
+    pub fin_received: bool,
     /// Counters.
     pub total: Totals,
 }
@@ -310,6 +312,7 @@ impl TcpSock {
             parent: None,
             owns_port: false,
             orphan: false,
+            fin_received: false,
             total: Totals::default(),
         }
     }

@@ -1,6 +1,8 @@
 //! What the TCP scenarios share: connected pairs, and a bulk transfer that is compared octet by octet.
 #![allow(dead_code, reason = "each test file uses a part")]
 
+pub mod peer;
+
 use crate::common::tasks::Prog;
 use crate::common::{A, ADDR_B, B, Frame, HostConfig, Lab, PortConfig, Verdict};
 use ringlab_counters::Mib;

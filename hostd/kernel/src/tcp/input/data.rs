@@ -223,6 +223,7 @@ impl Kernel {
     /// The peer has no more to say (RFC 9293 §3.10.7.4, eighth; Linux `tcp_fin`).
     fn tcp_fin(&mut self, sk: &mut Sock) {
         tp!(sk).ack.scheduled = true;
+        tp!(sk).fin_received = true;
         sk.shutdown |= RCV_SHUTDOWN;
         match (sk.tp().state, sk.tp().state.on_fin()) {
             (State::SynRecv | State::Established, Some(next)) => {

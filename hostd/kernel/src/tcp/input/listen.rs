@@ -161,8 +161,7 @@ impl Kernel {
             return self.kfree_skb(skb, DropReason::TcpFlags);
         }
         let nxt = req.rcv_isn + 1;
-        let in_window = cb.seq.at_or_before(nxt + req.rcv_wnd) && cb.end_seq.at_or_after(nxt);
-        if paws || !in_window {
+        if paws || !cb.seq.segment_in_window(cb.end_seq, nxt, nxt + req.rcv_wnd) {
             let mut last = req.last_oow_ack;
             if !rst && self.tcp_oow_allowed(&mut last, cb.seq != cb.end_seq, cb.flags) {
                 self.tcp_v4_reqsk_send_ack(&req);
@@ -173,6 +172,7 @@ impl Kernel {
             return self.kfree_skb(skb, if paws { DropReason::TcpRfc7323Paws } else { DropReason::TcpInvalidSequence });
         }
         if rst || (cb.flags & flag::SYN != 0 && cb.seq != req.rcv_isn) {
+            self.mib.inc(Mib::TcpAttemptFails);
             self.mib.inc(Mib::EmbryonicRsts);
             if !rst {
                 self.tcp_v4_send_reset(&skb);

@@ -127,15 +127,13 @@ impl Kernel {
             // Nobody will read it (RFC 9293 §3.6.1).
             self.mib.inc(Mib::TCPAbortOnData);
             self.tcp_done(sk);
-            if no_wait {
-                self.kfree_skb(skb, DropReason::TcpAbortOnData);
-                return Ok(None);
-            }
             return Err(skb);
         }
         let limit = self.tcp_fin_time(sk);
         if limit > TCP_TIMEWAIT_LEN || fin || sk.owned {
-            self.timers.set(TimerKey::TcpKeepalive(sk.id), self.now + limit);
+            // The last minute is the minisocket's.
+            let wait = if limit > TCP_TIMEWAIT_LEN { limit - TCP_TIMEWAIT_LEN } else { limit };
+            self.timers.set(TimerKey::TcpKeepalive(sk.id), self.now + wait);
             return Ok(Some(skb));
         }
         self.tcp_time_wait(sk, State::FinWait2, limit);

@@ -98,7 +98,7 @@ impl Kernel {
 
     /// The socket's owner takes it when done (Linux `tcp_add_backlog`).
     fn tcp_add_backlog(&mut self, sk: &mut Sock, skb: Box<SkBuff>) {
-        let limit = u64::from(sk.rcvbuf) + u64::from(sk.sndbuf >> 1) + 64 * 1024;
+        let limit = 2 * u64::from(sk.rcvbuf) + u64::from(sk.sndbuf >> 1) + 64 * 1024;
         if u64::from(sk.backlog_len) + u64::from(sk.rmem_alloc) > limit {
             self.mib.inc(Mib::TCPBacklogDrop);
             return self.kfree_skb(skb, DropReason::SocketBacklog);

@@ -5,11 +5,15 @@ use crate::Kernel;
 use crate::skb::SkBuff;
 use crate::sock::Sock;
 use crate::tcp::header::{Options, TSTAMP_ALIGNED, flag};
-use crate::tcp::sock::tp;
+use crate::tcp::sock::{WriteTimer, tp};
 use crate::tcp::state::State;
 use crate::wait::queue::PollEvents;
 use alloc::boxed::Box;
+use core::time::Duration;
 use ringlab_counters::{DropReason, Mib};
+
+/// Least time of a timer (Linux `TCP_TIMEOUT_MIN`, two ticks of 1 ms).
+const TCP_TIMEOUT_MIN: Duration = Duration::from_millis(2);
 
 impl Kernel {
     /// Takes a segment in SYN_SENT.
@@ -20,6 +24,14 @@ impl Kernel {
         let cb = skb.tcp;
         let tp = sk.tp();
         if cb.flags & flag::ACK != 0 && !(cb.ack_seq.after(tp.snd_una) && cb.ack_seq.at_or_before(tp.snd_nxt)) {
+            // An old connection's answer: our RST removes it, and the SYN need not wait a whole second.
+            if tp.retransmits == 0 {
+                self.tcp_reset_xmit_timer(sk, WriteTimer::Retrans, TCP_TIMEOUT_MIN);
+            }
+            return Err(skb);
+        }
+        if cb.flags & flag::ACK != 0 && self.tcp_synack_echo_is_wrong(sk, opts) {
+            self.mib.inc(Mib::PAWSActive);
             return Err(skb);
         }
         if cb.flags & flag::RST != 0 {
@@ -34,6 +46,14 @@ impl Kernel {
             return Ok(());
         }
         if cb.flags & flag::ACK != 0 { self.tcp_synack_received(sk, skb, opts) } else { self.tcp_simultaneous_open(sk, skb, opts) }
+    }
+
+    /// The timestamp echoed is none of those that we sent with SYNs (RFC 7323 §3.2).
+    fn tcp_synack_echo_is_wrong(&self, sk: &Sock, opts: &Options) -> bool {
+        let tp = sk.tp();
+        let Some((_, echo)) = opts.ts.filter(|&(_, echo)| self.tcp.sysctl.timestamps && echo != 0) else { return false };
+        let (first, last) = (tp.tsval(tp.rate.first_sent_at), tp.tsval(self.now));
+        last.wrapping_sub(first) < echo.wrapping_sub(first)
     }
 
     fn tcp_offered(&self) -> (bool, bool, bool) {

@@ -14,6 +14,9 @@ use alloc::boxed::Box;
 use core::time::Duration;
 use ringlab_counters::{DropReason, Mib};
 
+/// A minisocket that stays at most this long counts as killed (Linux `__inet_twsk_schedule`).
+const SHORT_TIMEWAIT: Duration = Duration::from_secs(4);
+
 /// What to do with a segment to a connection in TIME_WAIT.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Verdict {
@@ -53,9 +56,9 @@ impl Kernel {
             };
             let id = self.tcp.add_mini(Mini::Timewait(tw));
             self.timers.set(TimerKey::TcpMini(id), self.now + timeout);
-            if substate == State::TimeWait {
-                self.mib.inc(Mib::TW);
-            }
+            self.mib.inc(if timeout > SHORT_TIMEWAIT { Mib::TW } else { Mib::TWKilled });
+        } else {
+            self.mib.inc(Mib::TCPTimeWaitOverflow);
         }
         self.tcp_done(sk);
     }
@@ -154,8 +157,7 @@ impl Kernel {
         let now = self.now;
         let cb = skb.tcp;
         let Some(tw) = self.tcp.timewait_mut(id) else { return Verdict::Drop(DropReason::TcpClose) };
-        let in_window = cb.seq.at_or_before(tw.rcv_nxt + tw.rcv_wnd) && cb.end_seq.at_or_after(tw.rcv_nxt);
-        if paws || !in_window {
+        if paws || !cb.seq.segment_in_window(cb.end_seq, tw.rcv_nxt, tw.rcv_nxt + tw.rcv_wnd) {
             return self.tcp_timewait_check_oow(id, skb);
         }
         if cb.flags & flag::RST != 0 {
@@ -179,7 +181,6 @@ impl Kernel {
             tw.ts_recent = val;
             tw.ts_recent_stamp = Some(now);
         }
-        self.mib.inc(Mib::TW);
         self.timers.set(TimerKey::TcpMini(id), now + TCP_TIMEWAIT_LEN);
         Verdict::Ack
     }
