@@ -13,21 +13,24 @@
 //! again; the other side fences after publishing and rings once for each odd
 //! number. The peer is untrusted: an entry is copied, then checked.
 
+mod shared;
+
+use crate::atomics::Ordering::{Acquire, Relaxed, Release, SeqCst};
+use crate::atomics::fence;
 use crate::memory::{OutOfBounds, Region};
 use crate::vnet::VNET_HDR_LEN;
 use arrayvec::ArrayVec;
-use core::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
-use core::sync::atomic::{AtomicU32, fence};
+use shared::Shared;
+#[cfg(loom)]
+pub use shared::loom_pair;
 
 /// Most fragments of an entry.
 pub const MAX_FRAGMENTS: usize = 64;
-/// Units of a ring.
-pub const UNITS: u32 = 8192;
+/// Units of a ring; a power of two, so that free-running positions wrap with it.
+pub const UNITS: u32 = if cfg!(loom) { 4 } else { 8192 };
 /// Offset in the arena at which frame storage begins (a multiple of 64 KiB).
 pub const STORAGE: u64 = 3 * 65536;
 
-const UNIT: u64 = 16;
-const ENTRIES: u64 = 4096;
 // One cache line for each word: each has one writer.
 const TAIL: usize = 0x000;
 const WAIT_SEQ: usize = 0x040;
@@ -111,40 +114,6 @@ pub struct Entry {
     pub fragments: ArrayVec<Fragment, MAX_FRAGMENTS>,
 }
 
-/// The control words and entries of one arena.
-struct Shared {
-    region: Region,
-}
-
-impl Shared {
-    fn new(region: Region) -> Result<Self, CableError> {
-        if (region.len() as u64) < STORAGE {
-            return Err(CableError::ArenaTooSmall(region.len() as u64));
-        }
-        Ok(Self { region })
-    }
-
-    fn word(&self, offset: usize) -> &AtomicU32 {
-        debug_assert!(offset <= SLEEP_SEQ);
-        // SAFETY: `new` checked that the region holds the control page; the offsets
-        // are multiples of 4 and regions are page-aligned; the mapping lives as long
-        // as `self.region`; all access to these words, here and in the peer, is atomic.
-        unsafe { AtomicU32::from_ptr(self.region.base().as_ptr().add(offset).cast()) }
-    }
-
-    fn read_unit(&self, position: u32) -> [u8; 16] {
-        let mut unit = [0; 16];
-        let offset = ENTRIES + u64::from(position % UNITS) * UNIT;
-        self.region.slice(offset, UNIT as usize).expect("ring lies in its arena").read(&mut unit);
-        unit
-    }
-
-    fn write_unit(&self, position: u32, unit: &[u8; 16]) {
-        let offset = ENTRIES + u64::from(position % UNITS) * UNIT;
-        self.region.slice(offset, UNIT as usize).expect("ring lies in its arena").write(unit);
-    }
-}
-
 /// The transmitter's side.
 pub struct Producer {
     shared: Shared,
@@ -160,13 +129,18 @@ impl Producer {
     ///
     /// # Errors
     /// [`CableError::ArenaTooSmall`].
+    #[cfg(not(loom))]
     pub fn new(arena: Region) -> Result<Self, CableError> {
-        Ok(Self { shared: Shared::new(arena)?, tail: 0, published: 0, head: 0, wait_seq: 0, kicked: 0 })
+        Ok(Self::over(Shared::new(arena)?))
+    }
+
+    fn over(shared: Shared) -> Self {
+        Self { shared, tail: 0, published: 0, head: 0, wait_seq: 0, kicked: 0 }
     }
 
     /// The arena.
     pub fn arena(&self) -> &Region {
-        &self.shared.region
+        self.shared.arena()
     }
 
     /// True if an entry of `fragments` fits now. Reads the head only when it does not fit by what is known.
@@ -286,13 +260,18 @@ impl Consumer {
     ///
     /// # Errors
     /// [`CableError::ArenaTooSmall`].
+    #[cfg(not(loom))]
     pub fn new(arena: Region) -> Result<Self, CableError> {
-        Ok(Self { shared: Shared::new(arena)?, head: 0, released: 0, tail: 0, sleep_seq: 0, kicked: 0 })
+        Ok(Self::over(Shared::new(arena)?))
+    }
+
+    fn over(shared: Shared) -> Self {
+        Self { shared, head: 0, released: 0, tail: 0, sleep_seq: 0, kicked: 0 }
     }
 
     /// The peer's arena.
     pub fn arena(&self) -> &Region {
-        &self.shared.region
+        self.shared.arena()
     }
 
     /// Copies the next entry out; false if there is none. Its fragments are not
@@ -385,7 +364,7 @@ pub fn reached(head: u32, position: u32) -> bool {
     head.wrapping_sub(position) as i32 >= 0
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
 
