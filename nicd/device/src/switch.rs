@@ -7,7 +7,8 @@
 //! the unlearned are flooded, as a real bridge does), but aged entries make room.
 //!
 //! The table is found by hash, never walked in hash order: listings are sorted.
-//! The hash is seeded, so that a station cannot choose addresses that collide.
+//! The hash is keyed, and the key is not the lab's seed, which anyone may know: a
+//! station cannot choose addresses that collide.
 //!
 //! Limits: no VLANs, no spanning tree (a loop of switches floods for ever, as it
 //! does without STP), no multicast snooping. Per-port counters are the ports'
@@ -73,7 +74,7 @@ pub struct FdbEntry {
 /// A learning bridge.
 #[derive(Debug, Clone)]
 pub struct Switch {
-    fdb: HashMap<Mac, Entry, Seeded>,
+    fdb: HashMap<Mac, Entry, Keyed>,
     ageing_ns: u64,
     max_entries: usize,
     ports: Vec<bool>,
@@ -89,14 +90,15 @@ struct Entry {
 }
 
 impl Switch {
-    /// A bridge of `ports` ports, all up. `seed` is for the hash only: it changes no decision.
+    /// A bridge of `ports` ports, all up. `key` is for the hash only and changes no
+    /// decision: the caller draws it from entropy, where stations are not trusted.
     ///
     /// # Panics
     /// If there are more than [`MAX_PORTS`].
-    pub fn new(ports: u16, params: SwitchParams, seed: u64) -> Self {
+    pub fn new(ports: u16, params: SwitchParams, key: [u64; 2]) -> Self {
         assert!(ports <= MAX_PORTS, "a switch has at most {MAX_PORTS} ports");
         let mut switch = Self {
-            fdb: HashMap::with_hasher(Seeded(seed)),
+            fdb: HashMap::with_hasher(Keyed(key)),
             ageing_ns: 0,
             max_entries: 0,
             ports: alloc::vec![true; usize::from(ports)],
@@ -227,18 +229,23 @@ impl Switch {
     }
 }
 
-/// Hashes one address by a folded multiplication keyed by the seed.
+/// Hashes one address by a folded multiplication. Both the mask and the factor are
+/// secret: under a known factor, differences that cancel can be chosen without the mask.
 #[derive(Debug, Clone, Copy)]
-struct Seeded(u64);
+struct Keyed([u64; 2]);
 
-impl BuildHasher for Seeded {
+impl BuildHasher for Keyed {
     type Hasher = Folded;
     fn build_hasher(&self) -> Folded {
-        Folded(self.0)
+        // Odd: a bijection of the lower half, whatever the key.
+        Folded { hash: self.0[0], factor: self.0[1] | 1 }
     }
 }
 
-struct Folded(u64);
+struct Folded {
+    hash: u64,
+    factor: u64,
+}
 
 impl Hasher for Folded {
     #[inline]
@@ -252,8 +259,8 @@ impl Hasher for Folded {
 
     #[inline]
     fn write_u64(&mut self, word: u64) {
-        let product = u128::from(word ^ self.0).wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835);
-        self.0 = (product >> 64) as u64 ^ product as u64;
+        let product = u128::from(word ^ self.hash) * u128::from(self.factor);
+        self.hash = (product >> 64) as u64 ^ product as u64;
     }
 
     #[inline]
@@ -261,7 +268,7 @@ impl Hasher for Folded {
 
     #[inline]
     fn finish(&self) -> u64 {
-        self.0
+        self.hash
     }
 }
 

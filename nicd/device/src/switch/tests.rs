@@ -3,6 +3,7 @@ use alloc::collections::BTreeMap;
 use proptest::prelude::*;
 
 const SEC: u64 = 1_000_000_000;
+const KEY: [u64; 2] = [0x243f_6a88_85a3_08d3, 0x1319_8a2e_0370_7344];
 const A: Mac = Mac([2, 0, 0, 0, 0, 0xa]);
 const B: Mac = Mac([2, 0, 0, 0, 0, 0xb]);
 const C: Mac = Mac([2, 0, 0, 0, 0, 0xc]);
@@ -11,7 +12,7 @@ const P1: PortId = PortId(1);
 const P2: PortId = PortId(2);
 
 fn switch() -> Switch {
-    Switch::new(3, SwitchParams::default(), 7)
+    Switch::new(3, SwitchParams::default(), KEY)
 }
 
 #[test]
@@ -90,7 +91,7 @@ fn port_that_goes_down_takes_its_entries_and_no_frames() {
 
 #[test]
 fn full_table_learns_nothing_new_until_an_entry_ages() {
-    let mut s = Switch::new(3, SwitchParams { ageing: Duration::from_secs(10), max_entries: 2 }, 7);
+    let mut s = Switch::new(3, SwitchParams { ageing: Duration::from_secs(10), max_entries: 2 }, KEY);
     s.forward(Instant(0), P0, Mac::BROADCAST, A);
     s.forward(Instant(5 * SEC), P1, Mac::BROADCAST, B);
     assert_eq!(s.forward(Instant(6 * SEC), P2, A, C), Forward::To(P0));
@@ -104,7 +105,7 @@ fn full_table_learns_nothing_new_until_an_entry_ages() {
 
 #[test]
 fn full_table_is_searched_for_aged_entries_once_a_second() {
-    let mut s = Switch::new(3, SwitchParams { ageing: Duration::from_millis(10), max_entries: 1 }, 7);
+    let mut s = Switch::new(3, SwitchParams { ageing: Duration::from_millis(10), max_entries: 1 }, KEY);
     s.forward(Instant(0), P0, Mac::BROADCAST, A);
     s.forward(Instant(SEC), P0, Mac::BROADCAST, B);
     assert_eq!(s.unlearned(), 0);
@@ -129,7 +130,7 @@ fn listing_is_sorted_and_dated() {
 
 #[test]
 fn ports_are_added_up_to_the_limit() {
-    let mut s = Switch::new(MAX_PORTS - 1, SwitchParams::default(), 0);
+    let mut s = Switch::new(MAX_PORTS - 1, SwitchParams::default(), KEY);
     assert_eq!(s.add_port(), Some(PortId(MAX_PORTS - 1)));
     assert!(s.is_up(PortId(MAX_PORTS - 1)));
     assert_eq!(s.add_port(), None);
@@ -137,13 +138,25 @@ fn ports_are_added_up_to_the_limit() {
 
 #[test]
 fn hash_spreads_neighbouring_addresses() {
-    let hasher = Seeded(99);
+    let hasher = Keyed(KEY);
     let mut low = alloc::collections::BTreeSet::new();
     for i in 0..4096u32 {
         let [_, b, c, d] = i.to_be_bytes();
         low.insert(hasher.hash_one(Mac([2, 0, 0, b, c, d])) & 0xffff);
     }
     assert!(low.len() > 3900, "{} of 4096 differ in the low 16 bits", low.len());
+}
+
+#[test]
+fn addresses_that_collide_under_one_key_spread_under_another() {
+    let bucket = |key, mac| Keyed(key).hash_one(mac) & 0xfff;
+    let stations = (0..1u32 << 20).map(|i| Mac([2, 0, (i >> 16) as u8, (i >> 8) as u8, i as u8, 0]));
+    let chosen: alloc::vec::Vec<_> = stations.filter(|&mac| bucket(KEY, mac) == 0).take(128).collect();
+    assert_eq!(chosen.len(), 128, "such addresses are easily found");
+    for key in [[KEY[1], KEY[0]], [KEY[0], 0xa409_3822_299f_31d0], [KEY[0], KEY[1] ^ 1 << 40]] {
+        let buckets: alloc::collections::BTreeSet<_> = chosen.iter().map(|&mac| bucket(key, mac)).collect();
+        assert!(buckets.len() > 100, "128 stations in {} buckets", buckets.len());
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -160,8 +173,8 @@ fn step() -> impl Strategy<Value = Step> {
 
 proptest! {
     #[test]
-    fn behaves_as_a_table_of_last_sightings(steps in prop::collection::vec(step(), 1..300), seed in any::<u64>(), max_entries in prop_oneof![Just(64usize), 1usize..8]) {
-        let mut s = Switch::new(4, SwitchParams { ageing: Duration::from_secs(10), max_entries }, seed);
+    fn behaves_as_a_table_of_last_sightings(steps in prop::collection::vec(step(), 1..300), key in any::<[u64; 2]>(), max_entries in prop_oneof![Just(64usize), 1usize..8]) {
+        let mut s = Switch::new(4, SwitchParams { ageing: Duration::from_secs(10), max_entries }, key);
         let (mut model, mut up, mut now) = (BTreeMap::new(), [true; 4], Instant(0));
         for step in steps {
             let (wait, port, dst, src) = match step {
