@@ -56,7 +56,7 @@ fn run(args: Args) -> anyhow::Result<()> {
     if config.is_none() && args.grpc.is_none() {
         anyhow::bail!("neither --port nor --grpc is given: there is nothing to do (see --help)");
     }
-    // All sockets are for our own user.
+    // What is made is for our own user; sockets say so themselves.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     let run_dir = args.run_dir.clone().unwrap_or_default();
     if let Some(dir) = &args.run_dir {

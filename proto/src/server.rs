@@ -1,9 +1,10 @@
 //! Serving gRPC on a unix socket, alike in every daemon: who may connect, health, reflection.
 
-use rustix::fs::Mode;
+use rustix::fs::{Mode, fchmod};
 use rustix::net::sockopt::socket_peercred;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 use std::time::Duration;
@@ -16,6 +17,8 @@ use tonic::transport::server::Router;
 
 /// Rest after a connection that could not be taken: out of descriptors, the next one fails too.
 const PAUSE: Duration = Duration::from_millis(50);
+/// Connections that may wait to be accepted.
+const BACKLOG: i32 = 1024;
 
 /// Binds `path` with mode 0600, in place of a socket that nobody serves any more.
 ///
@@ -25,12 +28,23 @@ pub fn bind(path: &Path) -> io::Result<UnixListener> {
     if std::os::unix::net::UnixStream::connect(path).is_ok() {
         return Err(io::Error::new(io::ErrorKind::AddrInUse, "another process serves it"));
     }
+    UnixListener::from_std(listen(path, SocketType::STREAM)?.into())
+}
+
+/// A listening, non-blocking unix socket at `path` of mode 0600, in place of a socket that
+/// a dead predecessor left there.
+///
+/// # Errors
+/// `AlreadyExists` if something else is there; else what the system answers.
+pub fn listen(path: &Path, kind: SocketType) -> io::Result<OwnedFd> {
     unlink_stale(path)?;
-    // Not `chmod` after `bind`: there would be a moment in which others could connect.
-    let mask = rustix::process::umask(Mode::XUSR | Mode::RWXG | Mode::RWXO);
-    let listener = UnixListener::bind(path);
-    rustix::process::umask(mask);
-    listener
+    let socket = socket_with(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)?;
+    // The file gets the socket's mode (less the umask) when `bind` makes it. A `chmod` after
+    // it would leave a moment for others to connect; a umask is the whole process's.
+    fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
+    rustix::net::bind(&socket, &SocketAddrUnix::new(path)?)?;
+    rustix::net::listen(&socket, BACKLOG)?;
+    Ok(socket)
 }
 
 /// Removes the socket that a dead predecessor left at `path`; anything but a socket is left alone.
@@ -128,6 +142,23 @@ mod tests {
         assert_eq!(bind(&path).unwrap_err().kind(), io::ErrorKind::AddrInUse);
         drop(listener);
         bind(&path).unwrap();
+    }
+
+    #[tokio::test]
+    async fn socket_of_any_kind_has_its_mode_from_the_first_moment() {
+        let dir = Dir::new("mode");
+        let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        for kind in [SocketType::STREAM, SocketType::SEQPACKET] {
+            let path = dir.0.join("s");
+            let _socket = listen(&path, kind).unwrap();
+            assert_eq!(mode(&path), 0o600);
+        }
+        // What `listen` relies on: it is `bind` that gives the file the socket's mode.
+        let path = dir.0.join("bound");
+        let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None).unwrap();
+        fchmod(&socket, Mode::RUSR).unwrap();
+        rustix::net::bind(&socket, &SocketAddrUnix::new(&path).unwrap()).unwrap();
+        assert_eq!(mode(&path), 0o400);
     }
 
     #[tokio::test]

@@ -15,8 +15,8 @@ pub mod session;
 
 use crate::poller::{Poller, Token};
 use ringlab_device::time::Instant;
-use ringlab_proto::server::{is_allowed, unlink_stale};
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, connect, listen, socket_with};
+use ringlab_proto::server::{is_allowed, listen};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept_with, connect, socket_with};
 use session::{Session, SessionError};
 use std::io;
 use std::os::fd::OwnedFd;
@@ -43,10 +43,7 @@ impl Cable {
     pub fn open(port: u16, path: &Path, listens: bool, poller: &Poller) -> io::Result<Self> {
         let mut listener = None;
         if listens {
-            unlink_stale(path)?;
-            let socket = new_socket()?;
-            bind(&socket, &SocketAddrUnix::new(path)?)?;
-            listen(&socket, 4)?;
+            let socket = listen(path, SocketType::SEQPACKET)?;
             poller.add(&socket, Token::CableListener(port))?;
             listener = Some(socket);
         }

@@ -4,6 +4,8 @@ use super::state::{NetConfig, VringState, memory_table};
 use super::wire::{BackError, Message, Read, Reader, reply};
 use crate::doorbell::Doorbell;
 use crate::packed::{DeviceQueue, Features, MemoryMap, RingError, VringBase};
+use rustix::fs::{Mode, fchmod};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -12,12 +14,15 @@ use std::sync::Arc;
 use vhost::vhost_user::VhostUserProtocolFeatures as Protocol;
 use vhost::vhost_user::message::FrontendReq as Req;
 
+/// Front ends that may wait to be accepted.
+const BACKLOG: i32 = 4;
+
 /// Makes listeners.
 #[derive(Debug)]
 pub struct BackEnd;
 
 impl BackEnd {
-    /// Listens at `path`, taking the place of a socket left there by a dead process.
+    /// Listens at `path` (mode 0600), taking the place of a socket left there by a dead process.
     /// The socket is removed when the listener drops.
     ///
     /// # Errors
@@ -28,10 +33,12 @@ impl BackEnd {
         {
             return Err(e);
         }
-        let socket = UnixListener::bind(path)?;
-        std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
-        socket.set_nonblocking(true)?;
-        Ok(Listener { socket, path: path.to_owned() })
+        let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)?;
+        // The file gets the socket's mode when `bind` makes it: nobody else can connect in between.
+        fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
+        bind(&socket, &SocketAddrUnix::new(path)?)?;
+        listen(&socket, BACKLOG)?;
+        Ok(Listener { socket: socket.into(), path: path.to_owned() })
     }
 }
 
