@@ -339,6 +339,8 @@ impl Shared {
                     bells.push((dev, queue));
                 }
             }
+            // Built-in programs take errors, not signals.
+            Effect::Signal(_) => {}
         }
     }
 

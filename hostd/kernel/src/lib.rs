@@ -16,6 +16,7 @@ pub mod errno;
 pub mod ether;
 pub mod hash;
 pub mod ip;
+pub mod packet;
 pub mod raw;
 pub mod skb;
 pub mod sock;
@@ -68,6 +69,9 @@ pub enum Effect {
     Doorbell(IfIndex, u16),
     /// A task's call is finished.
     Return(TaskId, Ret),
+    /// A signal is due: `SIGPIPE` for a task (just before the return of its call), `SIGIO` or `SIGURG` for a
+    /// file's owner. Tasks that know no signals ignore it.
+    Signal(syscall::signal::Signal),
 }
 
 /// How to make a host.
@@ -112,6 +116,8 @@ pub struct Kernel {
     pub(crate) copies: CopyCounters,
     pub(crate) tracer: Trace,
     pub(crate) effects: VecDeque<Effect>,
+    /// What the wall clock is ahead of `now`, nanoseconds.
+    pub(crate) realtime_offset: u64,
     /// Charges to give back to sockets that were out of the table when their packet was freed.
     wfree_later: Vec<(u32, u32)>,
 }
@@ -152,6 +158,7 @@ impl Kernel {
             copies: CopyCounters::default(),
             tracer: Trace::default(),
             effects: VecDeque::new(),
+            realtime_offset: 0,
             wfree_later: Vec::new(),
             config,
         };
@@ -180,6 +187,17 @@ impl Kernel {
     /// `ESRCH` if there is no such route.
     pub fn del_route(&mut self, prefix: (Ipv4Addr, u8), via: Ipv4Addr, dev: Option<IfIndex>, metric: u32) -> Result<(), errno::Errno> {
         self.fib_del_route(prefix, via, dev.map_or(0, |d| d.0), metric)
+    }
+
+    /// Says what programs take for the time of day: nanoseconds from 1970 at instant 0 of the host's clock.
+    /// Timestamps of packets are shown on that clock; nothing else depends on it.
+    pub fn set_realtime_offset(&mut self, ns: u64) {
+        self.realtime_offset = ns;
+    }
+
+    /// What [`Self::set_realtime_offset`] set.
+    pub fn realtime_offset(&self) -> u64 {
+        self.realtime_offset
     }
 
     /// Feeds one input; `now` never decreases. Then drain [`Self::poll_effect`].

@@ -168,6 +168,10 @@ pub struct Sock {
     pub cpu: u16,
     /// Task that made it, for `ss -p`.
     pub creator: Option<TaskId>,
+    /// Its file; none before `accept`, and after the last descriptor is closed.
+    pub file: Option<crate::vfs::FileId>,
+    /// `O_ASYNC` is set on its file: changes raise `SIGIO` (`SOCK_FASYNC`).
+    pub fasync: bool,
 }
 
 impl Sock {
@@ -211,6 +215,8 @@ impl Sock {
             txhash: 0,
             cpu: 0,
             creator: None,
+            file: None,
+            fasync: false,
         })
     }
 }

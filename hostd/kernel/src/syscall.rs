@@ -9,14 +9,18 @@
 //! it is woken and scheduled, the call goes on where it stood, and
 //! [`crate::Effect::Return`] carries the result.
 
+pub mod abi;
+pub mod cmsg;
 pub(crate) mod exec;
+pub mod ioctl;
+pub mod signal;
 
 use crate::errno::Errno;
 use crate::uaccess::Iov;
 use crate::wait::queue::PollEvents;
 use alloc::boxed::Box;
 use alloc::vec::Vec;
-use core::net::{Ipv4Addr, SocketAddr};
+use core::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4};
 use core::time::Duration;
 
 /// A descriptor number of a task.
@@ -81,6 +85,49 @@ pub enum OptVal {
     Bytes(Vec<u8>),
     /// `IP_ADD_MEMBERSHIP`, `IP_DROP_MEMBERSHIP`: group, interface address, ifindex.
     Membership(Ipv4Addr, Ipv4Addr, u32),
+    /// `IP_ADD_SOURCE_MEMBERSHIP`, `IP_BLOCK_SOURCE` and their kin: group, source, interface address, ifindex.
+    Source(Ipv4Addr, Ipv4Addr, Ipv4Addr, u32),
+}
+
+/// An address of `AF_PACKET` (Linux `struct sockaddr_ll`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct LinkAddr {
+    /// EtherType, host order; 0: none, 3: all.
+    pub protocol: u16,
+    /// Interface; 0: any.
+    pub ifindex: u32,
+    /// `ARPHRD_*`.
+    pub hatype: u16,
+    /// `PACKET_*`.
+    pub pkttype: u8,
+    /// Octets of the address.
+    pub halen: u8,
+    /// Link-layer address.
+    pub addr: [u8; 8],
+}
+
+/// What `PACKET_AUXDATA` tells of a frame (Linux `struct tpacket_auxdata`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[expect(missing_docs, reason = "the fields are Linux's")]
+pub struct AuxData {
+    pub status: u32,
+    pub len: u32,
+    pub snaplen: u32,
+    pub mac: u16,
+    pub net: u16,
+    pub vlan_tci: u16,
+    pub vlan_tpid: u16,
+}
+
+/// A message of `sendmmsg`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OutMsg {
+    /// Payload.
+    pub iov: Iov,
+    /// Destination.
+    pub to: Option<SocketAddr>,
+    /// Ancillary data.
+    pub control: Vec<Control>,
 }
 
 /// A control message, in or out.
@@ -96,6 +143,24 @@ pub enum Control {
     Err(Errno, u8, u8, u8, u32, Ipv4Addr),
     /// `SO_TIMESTAMP`: nanoseconds of the host's clock.
     Timestamp(u64),
+    /// `SO_TIMESTAMPNS`: nanoseconds of the host's clock.
+    TimestampNs(u64),
+    /// `IPV6_PKTINFO`: ifindex, address (mapped).
+    PktInfo6(u32, Ipv6Addr),
+    /// `IPV6_HOPLIMIT`.
+    HopLimit(u8),
+    /// `IPV6_TCLASS`.
+    TClass(u8),
+    /// `IPV6_RECVERR`: as [`Control::Err`], on an `AF_INET6` socket; the offender is shown mapped.
+    Err6(Errno, u8, u8, u8, u32, Ipv6Addr),
+    /// `IP_ORIGDSTADDR`.
+    OrigDst(SocketAddrV4),
+    /// `SO_RXQ_OVFL`: packets dropped on the socket so far.
+    RxqOvfl(u32),
+    /// `SO_MARK`.
+    Mark(u32),
+    /// `PACKET_AUXDATA`.
+    AuxData(AuxData),
 }
 
 /// `send` and `recv` flags (Linux `MSG_*` values).
@@ -105,12 +170,19 @@ pub mod msg {
     pub const PEEK: u32 = 2;
     pub const DONTROUTE: u32 = 4;
     pub const CTRUNC: u32 = 8;
+    pub const PROBE: u32 = 0x10;
     pub const TRUNC: u32 = 0x20;
     pub const DONTWAIT: u32 = 0x40;
+    pub const EOR: u32 = 0x80;
     pub const WAITALL: u32 = 0x100;
+    pub const CONFIRM: u32 = 0x800;
     pub const ERRQUEUE: u32 = 0x2000;
     pub const NOSIGNAL: u32 = 0x4000;
     pub const MORE: u32 = 0x8000;
+    pub const WAITFORONE: u32 = 0x10000;
+    pub const ZEROCOPY: u32 = 0x400_0000;
+    pub const FASTOPEN: u32 = 0x2000_0000;
+    pub const CMSG_CLOEXEC: u32 = 0x4000_0000;
 }
 
 /// A system call.
@@ -148,6 +220,39 @@ pub enum Call {
         /// `MSG_*`.
         flags: u32,
     },
+    /// `sendmmsg`: as many messages as go, [`Ret::Sent`].
+    SendMmsg {
+        /// Socket.
+        fd: Fd,
+        /// At most 1024 of them are looked at.
+        msgs: Vec<OutMsg>,
+        /// `MSG_*`.
+        flags: u32,
+    },
+    /// `recvmmsg`: [`Ret::Mmsg`]. The time limit is looked at after each datagram only, as in Linux.
+    RecvMmsg {
+        /// Socket.
+        fd: Fd,
+        /// Where each message goes; at most 1024 are looked at.
+        iovs: Vec<Iov>,
+        /// `MSG_*`, also `MSG_WAITFORONE`.
+        flags: u32,
+        /// Time limit.
+        timeout: Option<Duration>,
+    },
+    /// `bind` with a `sockaddr_ll`.
+    BindLink(Fd, LinkAddr),
+    /// `sendto`, `sendmsg` of an `AF_PACKET` socket with a destination.
+    SendLink {
+        /// Socket.
+        fd: Fd,
+        /// Frame, or packet (`SOCK_DGRAM`).
+        iov: Iov,
+        /// `MSG_*`.
+        flags: u32,
+        /// Interface, protocol and address.
+        to: LinkAddr,
+    },
     /// `shutdown`.
     Shutdown(Fd, Shutdown),
     /// `close`.
@@ -162,6 +267,22 @@ pub enum Call {
     GetFl(Fd),
     /// `fcntl(F_SETFL)`: `O_NONBLOCK` counts.
     SetFl(Fd, i32),
+    /// `fcntl(F_SETOWN)`, `F_SETOWN_EX`; `None` takes the owner away.
+    SetOwn(Fd, Option<signal::Owner>),
+    /// `fcntl(F_GETOWN)`, `F_GETOWN_EX`: [`Ret::Owner`].
+    GetOwn(Fd),
+    /// `fcntl(F_SETSIG)`; 0: `SIGIO`, without its `siginfo`.
+    SetSig(Fd, i32),
+    /// `fcntl(F_GETSIG)`.
+    GetSig(Fd),
+    /// Any `ioctl` whose argument has a fixed size ([`ioctl::arg`]): the argument's octets in, and out as
+    /// [`Ret::Bytes`] (empty: nothing is written back).
+    Ioctl(Fd, u32, Vec<u8>),
+    /// `ioctl(SIOCGIFCONF)`: room in the program's buffer, `None` if that is a null pointer. [`Ret::IfConf`].
+    IfConf(Fd, Option<usize>),
+    /// `ioctl(SIOCETHTOOL)`: interface name and the octets of the structure at `ifr_data`, as many as
+    /// [`ioctl::ethtool_len`] says; [`Ret::Bytes`] is written back there.
+    Ethtool(Fd, [u8; 16], Vec<u8>),
     /// `ioctl(FIONREAD)` (`SIOCINQ`).
     Inq(Fd),
     /// `ioctl(SIOCOUTQ)`.
@@ -176,10 +297,18 @@ pub enum Call {
     SetSockOpt(Fd, i32, i32, OptVal),
     /// `getsockopt`.
     GetSockOpt(Fd, i32, i32),
+    /// `setsockopt` with the program's octets; the kernel decodes them. `SO_ATTACH_FILTER` takes the octets of
+    /// the instructions that `struct sock_fprog` points to.
+    SetSockOptRaw(Fd, i32, i32, Vec<u8>),
+    /// `getsockopt` with the program's buffer as it is (some options read it): [`Ret::OptRaw`].
+    GetSockOptRaw(Fd, i32, i32, Vec<u8>),
     /// `epoll_create1`.
     EpollCreate(i32),
     /// `epoll_ctl`: epoll, descriptor.
     EpollCtl(Fd, Fd, EpollOp),
+    /// `epoll_ctl` by a caller whose descriptor numbers are not this kernel's: epoll, descriptor, and the number
+    /// that, together with the file, makes the entry (a program may add several duplicates of one file).
+    EpollCtlKey(Fd, Fd, i32, EpollOp),
     /// `epoll_wait`: most events, time limit (`None`: for ever).
     EpollWait(Fd, usize, Option<Duration>),
     /// `poll`.
@@ -198,27 +327,30 @@ impl Call {
         match self {
             Call::Close(_) => 3,
             Call::Poll(..) => 7,
-            Call::Inq(_) | Call::Outq(_) | Call::AtMark(_) => 16,
+            Call::Inq(_) | Call::Outq(_) | Call::AtMark(_) | Call::Ioctl(..) | Call::IfConf(..) | Call::Ethtool(..) => 16,
             Call::Select(..) => 23,
             Call::Dup(_, Ok(_), _) => 292,
             Call::Sleep(_) => 35,
             Call::Socket(..) => 41,
             Call::Connect(..) => 42,
-            Call::Send { .. } => 46,
+            Call::Send { .. } | Call::SendLink { .. } => 46,
             Call::Recv { .. } => 47,
             Call::Shutdown(..) => 48,
-            Call::Bind(..) => 49,
+            Call::Bind(..) | Call::BindLink(..) => 49,
             Call::Listen(..) => 50,
             Call::GetSockName(_) => 51,
             Call::GetPeerName(_) => 52,
-            Call::SetSockOpt(..) => 54,
-            Call::GetSockOpt(..) => 55,
+            Call::SetSockOpt(..) | Call::SetSockOptRaw(..) => 54,
+            Call::GetSockOpt(..) | Call::GetSockOptRaw(..) => 55,
             Call::Dup(_, Err(_), _) | Call::GetFd(_) | Call::SetFd(..) | Call::GetFl(_) | Call::SetFl(..) => 72,
+            Call::SetOwn(..) | Call::GetOwn(_) | Call::SetSig(..) | Call::GetSig(_) => 72,
             Call::Exit(_) => 231,
             Call::EpollWait(..) => 232,
-            Call::EpollCtl(..) => 233,
+            Call::EpollCtl(..) | Call::EpollCtlKey(..) => 233,
             Call::Accept(..) => 288,
             Call::EpollCreate(_) => 291,
+            Call::RecvMmsg { .. } => 299,
+            Call::SendMmsg { .. } => 307,
         }
     }
 }
@@ -228,7 +360,7 @@ impl Call {
 pub enum Ret {
     /// A number: a descriptor, octets, 0.
     Value(i64),
-    /// Failure. (`SIGPIPE`, where Linux raises it, is for the edge: `EPIPE` of a stream without `MSG_NOSIGNAL`.)
+    /// Failure. Where Linux raises `SIGPIPE`, [`crate::Effect::Signal`] for the task comes just before.
     Err(Errno),
     /// `accept`: the descriptor and the peer.
     Accepted(Fd, SocketAddr),
@@ -245,6 +377,31 @@ pub enum Ret {
         /// Ancillary data.
         control: Vec<Control>,
     },
+    /// `recv` of an `AF_PACKET` socket: as [`Ret::Received`], with a `sockaddr_ll`.
+    ReceivedLink {
+        /// Octets (with `MSG_TRUNC`: of the whole frame).
+        len: usize,
+        /// Who sent it.
+        from: LinkAddr,
+        /// `MSG_TRUNC`.
+        flags: u32,
+        /// Ancillary data.
+        control: Vec<Control>,
+    },
+    /// `getsockname` of an `AF_PACKET` socket.
+    LinkAddr(LinkAddr),
+    /// `recvmmsg`: each a [`Ret::Received`] or [`Ret::ReceivedLink`]; what is left of the time limit, to write back.
+    Mmsg(Vec<Ret>, Option<Duration>),
+    /// `sendmmsg`: octets of each message sent (`msg_len`).
+    Sent(Vec<u32>),
+    /// `F_GETOWN`.
+    Owner(Option<signal::Owner>),
+    /// Octets to write back at the argument of an `ioctl`; the call itself returns 0.
+    Bytes(Vec<u8>),
+    /// `SIOCGIFCONF`: octets for the buffer, and `ifc_len`.
+    IfConf(Vec<u8>, usize),
+    /// `getsockopt` of octets: what to copy to the program, and what to store as length.
+    OptRaw(Vec<u8>, i32),
     /// `getsockopt`.
     Opt(OptVal),
     /// `epoll_wait`.
@@ -262,8 +419,11 @@ impl Ret {
             Ret::Value(n) => *n,
             Ret::Err(e) => -i64::from(e.raw()),
             Ret::Accepted(fd, _) => i64::from(*fd),
-            Ret::Addr(_) | Ret::Opt(_) => 0,
-            Ret::Received { len, .. } => *len as i64,
+            Ret::Addr(_) | Ret::LinkAddr(_) | Ret::Opt(_) | Ret::OptRaw(..) | Ret::Bytes(_) | Ret::IfConf(..) => 0,
+            Ret::Received { len, .. } | Ret::ReceivedLink { len, .. } => *len as i64,
+            Ret::Mmsg(messages, _) => messages.len() as i64,
+            Ret::Sent(lengths) => lengths.len() as i64,
+            Ret::Owner(owner) => owner.map_or(0, |o| o.as_getown().into()),
             Ret::Epoll(events) => events.len() as i64,
             Ret::Poll(fds) => fds.iter().filter(|p| !p.revents.is_empty()).count() as i64,
             Ret::Select(n, ..) => i64::from(*n),

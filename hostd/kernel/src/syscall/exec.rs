@@ -14,6 +14,7 @@ use crate::syscall::Fd;
 use crate::timer::TimerKey;
 use crate::trace::Point;
 use crate::vfs::FileId;
+use crate::vfs::mmsg::{RecvMany, SendMany};
 use crate::wait::queue::{PollEvents, WaitEntry, Waiter};
 use crate::wait::select::PollOp;
 use alloc::boxed::Box;
@@ -26,6 +27,10 @@ pub(crate) enum Op {
     Send(FileId, MsgState),
     /// `recv` and its kin.
     Recv(FileId, MsgState),
+    /// `sendmmsg`: the rest, and the message that waits.
+    SendMmsg(FileId, Box<SendMany>, MsgState),
+    /// `recvmmsg`: the rest, and the message that waits.
+    RecvMmsg(FileId, Box<RecvMany>, MsgState),
     /// `accept`: flags.
     Accept(FileId, i32),
     /// `connect` of a stream: what to return when the time is over.
@@ -59,8 +64,8 @@ impl Op {
     /// Linux function in which the task sleeps.
     pub(crate) fn wchan(&self) -> &'static str {
         match self {
-            Op::Send(..) => "sk_stream_wait_memory",
-            Op::Recv(..) => "sk_wait_data",
+            Op::Send(..) | Op::SendMmsg(..) => "sk_stream_wait_memory",
+            Op::Recv(..) | Op::RecvMmsg(..) => "sk_wait_data",
             Op::Accept(..) => "inet_csk_accept",
             Op::Connect(..) => "inet_wait_for_connect",
             Op::Linger(..) => "sk_stream_wait_close",
@@ -73,7 +78,8 @@ impl Op {
     /// The file to which the waiting call holds a reference. (`poll` keeps its own list.)
     fn file(&self) -> Option<FileId> {
         match self {
-            Op::Send(f, _) | Op::Recv(f, _) | Op::Accept(f, _) | Op::Connect(f, _) | Op::EpollWait(f, ..) => Some(*f),
+            Op::Send(f, _) | Op::Recv(f, _) | Op::Accept(f, _) | Op::Connect(f, _) => Some(*f),
+            Op::SendMmsg(f, ..) | Op::RecvMmsg(f, ..) | Op::EpollWait(f, ..) => Some(*f),
             Op::Linger(..) | Op::Poll(_) | Op::Sleep(_) => None,
         }
     }
@@ -126,8 +132,22 @@ impl Kernel {
             Call::GetPeerName(fd) => self.sys_getpeername(task, fd).into(),
             Call::SetSockOpt(fd, level, name, val) => self.sys_setsockopt(task, fd, level, name, val).into(),
             Call::GetSockOpt(fd, level, name) => self.sys_getsockopt(task, fd, level, name).map(Ret::Opt).into(),
+            Call::SetSockOptRaw(fd, level, name, val) => self.sys_setsockopt_raw(task, fd, level, name, &val).into(),
+            Call::GetSockOptRaw(fd, level, name, buf) => self.sys_getsockopt_raw(task, fd, level, name, &buf).into(),
+            Call::SetOwn(fd, owner) => self.sys_setown(task, fd, owner).into(),
+            Call::GetOwn(fd) => self.sys_getown(task, fd).into(),
+            Call::SetSig(fd, signo) => self.sys_setsig(task, fd, signo).into(),
+            Call::GetSig(fd) => self.sys_getsig(task, fd).into(),
+            Call::Ioctl(fd, cmd, arg) => self.sys_ioctl(task, fd, cmd, &arg).into(),
+            Call::IfConf(fd, room) => self.sys_ifconf(task, fd, room).into(),
+            Call::Ethtool(fd, name, data) => self.sys_ethtool(task, fd, &name, &data).into(),
+            Call::SendMmsg { fd, msgs, flags } => self.sys_sendmmsg(task, fd, msgs, flags),
+            Call::RecvMmsg { fd, iovs, flags, timeout } => self.sys_recvmmsg(task, fd, iovs, flags, timeout),
+            Call::BindLink(fd, addr) => self.sys_bind_link(task, fd, addr).into(),
+            Call::SendLink { fd, iov, flags, to } => self.sys_send_link(task, fd, iov, flags, to),
             Call::EpollCreate(flags) => self.sys_epoll_create(task, flags).into(),
-            Call::EpollCtl(ep, fd, op) => self.sys_epoll_ctl(task, ep, fd, op).into(),
+            Call::EpollCtl(ep, fd, op) => self.sys_epoll_ctl(task, ep, fd, fd, op).into(),
+            Call::EpollCtlKey(ep, fd, key, op) => self.sys_epoll_ctl(task, ep, fd, key, op).into(),
             Call::EpollWait(ep, max, timeout) => self.sys_epoll_wait(task, ep, max, timeout),
             Call::Poll(fds, timeout) => self.sys_poll(task, fds, timeout),
             Call::Select(n, sets, timeout) => self.sys_select(task, n, &sets, timeout),
@@ -142,6 +162,8 @@ impl Kernel {
         let flow = match op {
             Op::Send(file, m) => self.do_sendmsg(task, file, m),
             Op::Recv(file, m) => self.do_recvmsg(task, file, m),
+            Op::SendMmsg(file, many, m) => self.do_sendmmsg(task, file, many, Some(m)),
+            Op::RecvMmsg(file, many, m) => self.do_recvmmsg(task, file, many, Some(m)),
             Op::Accept(file, flags) => self.do_accept(task, file, flags),
             Op::Connect(file, progress) => self.do_connect(task, file, progress),
             Op::Linger(sock, time) => self.do_linger(task, sock, time),
@@ -158,7 +180,12 @@ impl Kernel {
     /// Takes a task off the queue on which it waited, if it was not taken off by its wake-up (Linux `finish_wait`).
     pub(crate) fn finish_wait(&mut self, task: TaskId, op: &Op) {
         match op {
-            Op::Send(file, _) | Op::Recv(file, _) | Op::Accept(file, _) | Op::Connect(file, _) => {
+            Op::Send(file, _)
+            | Op::Recv(file, _)
+            | Op::SendMmsg(file, ..)
+            | Op::RecvMmsg(file, ..)
+            | Op::Accept(file, _)
+            | Op::Connect(file, _) => {
                 if let crate::vfs::FileKind::Socket(id) = self.vfs.file(*file).kind {
                     self.sock_finish_wait(task, id);
                 }
@@ -209,6 +236,17 @@ impl Kernel {
             let at = now + timeout;
             task.deadline = Some(at);
             self.timers.set(TimerKey::Task(id), at);
+        }
+    }
+
+    /// Forgets the time limit of a part of a call: the next part has its own.
+    pub(crate) fn restart_deadline(&mut self, id: TaskId) {
+        if let Some(task) = self.tasks.get_mut(id)
+            && (task.deadline.is_some() || task.timed_out)
+        {
+            task.deadline = None;
+            task.timed_out = false;
+            self.timers.cancel(TimerKey::Task(id));
         }
     }
 

@@ -29,8 +29,19 @@ pub mod opt {
     pub const INFO: i32 = 11;
     pub const QUICKACK: i32 = 12;
     pub const CONGESTION: i32 = 13;
+    pub const MD5SIG: i32 = 14;
     pub const USER_TIMEOUT: i32 = 18;
+    pub const FASTOPEN: i32 = 23;
+    pub const TIMESTAMP: i32 = 24;
     pub const NOTSENT_LOWAT: i32 = 25;
+    pub const CC_INFO: i32 = 26;
+    pub const SAVE_SYN: i32 = 27;
+    pub const SAVED_SYN: i32 = 28;
+    pub const FASTOPEN_CONNECT: i32 = 30;
+    pub const ULP: i32 = 31;
+    pub const FASTOPEN_KEY: i32 = 33;
+    pub const INQ: i32 = 36;
+    pub const TX_DELAY: i32 = 37;
 }
 
 /// Largest seconds of a keepalive option, and probes.

@@ -143,7 +143,16 @@ impl Kernel {
                 Control::Ttl(0) => return Err(Errno::EINVAL),
                 Control::Ttl(n) => ttl = Some(n),
                 Control::Tos(n) => tos = n,
-                Control::Err(..) | Control::Timestamp(_) => return Err(Errno::EINVAL),
+                Control::PktInfo6(index, source) if sk.family == crate::sock::AF_INET6 => {
+                    if index != 0 {
+                        oif = index;
+                    }
+                    // Only a mapped address can be the source of an IPv4 packet.
+                    saddr = source.to_ipv4_mapped().ok_or(Errno::EINVAL)?;
+                }
+                // Of IPv6 packets; this one is none.
+                Control::HopLimit(_) | Control::TClass(_) | Control::Mark(_) => {}
+                _ => return Err(Errno::EINVAL),
             }
         }
         let route = if cached && sk.is_connected_dgram() {

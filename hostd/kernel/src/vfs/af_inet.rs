@@ -127,6 +127,9 @@ impl Kernel {
     /// Gives a socket a file and a descriptor; the caller knows that one is free.
     fn install_sock(&mut self, task: TaskId, id: SockId, flags: i32) -> Result<Fd, Errno> {
         let file = self.vfs.open(FileKind::Socket(id), flags);
+        if let Some(sk) = self.socks.get_mut(id) {
+            sk.file = Some(file);
+        }
         self.fd_table(task).install(file, flags & O_CLOEXEC != 0, 0)
     }
 

@@ -13,9 +13,15 @@
 
 pub(crate) mod af_inet;
 mod devs;
+pub(crate) mod ethtool;
 pub mod fd;
+mod fown;
+mod ifioctl;
 pub(crate) mod info;
+pub(crate) mod mmsg;
 pub(crate) mod msg;
+pub(crate) mod optnum;
+mod optraw;
 pub(crate) mod sockopt;
 
 pub use info::SocketInfo;
@@ -35,9 +41,9 @@ use fd::{FdTable, FilesId};
 pub const O_NONBLOCK: i32 = 0o4000;
 /// `O_CLOEXEC`, also as `SOCK_CLOEXEC` and `EPOLL_CLOEXEC`.
 pub const O_CLOEXEC: i32 = 0o2_000_000;
-const O_RDWR: i32 = 2;
-const O_APPEND: i32 = 0o2000;
-const O_ASYNC: i32 = 0o20000;
+pub(crate) const O_RDWR: i32 = 2;
+pub(crate) const O_APPEND: i32 = 0o2000;
+pub(crate) const O_ASYNC: i32 = 0o20000;
 
 /// Number of an open file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -59,9 +65,11 @@ pub(crate) struct File {
     /// Descriptors and blocked calls that refer to it.
     refs: u32,
     /// Status flags (`F_GETFL`).
-    flags: i32,
+    pub(crate) flags: i32,
     /// Epoll items that watch it: instance and item (`f_ep`).
     pub(crate) watchers: Vec<(u32, u32)>,
+    /// Who gets its signals.
+    pub(crate) fown: fown::Fown,
 }
 
 /// Descriptor tables and open files of all tasks.
@@ -78,7 +86,7 @@ pub struct Vfs {
 impl Vfs {
     /// An open file with one reference.
     pub(crate) fn open(&mut self, kind: FileKind, flags: i32) -> FileId {
-        let file = File { kind, refs: 1, flags: O_RDWR | flags & O_NONBLOCK, watchers: Vec::new() };
+        let file = File { kind, refs: 1, flags: O_RDWR | flags & O_NONBLOCK, watchers: Vec::new(), fown: fown::Fown::default() };
         let index = self.free.pop().unwrap_or_else(|| {
             self.files.push(None);
             self.files.len() as u32 - 1
@@ -260,13 +268,6 @@ impl Kernel {
     /// `F_GETFL`.
     pub(crate) fn sys_getfl(&self, task: TaskId, fd: Fd) -> Result<i32, Errno> {
         Ok(self.vfs.file(self.fget(task, fd)?).flags)
-    }
-
-    /// `F_SETFL`: of the flags that a socket can have.
-    pub(crate) fn sys_setfl(&mut self, task: TaskId, fd: Fd, flags: i32) -> Result<(), Errno> {
-        let file = self.fget(task, fd)?;
-        self.vfs.file_mut(file).flags = O_RDWR | flags & (O_NONBLOCK | O_APPEND | O_ASYNC);
-        Ok(())
     }
 
     /// Readiness of a file (Linux `vfs_poll`), without registering anywhere.

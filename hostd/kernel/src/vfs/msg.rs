@@ -46,7 +46,7 @@ impl Kernel {
         }
     }
 
-    fn msg_state(&self, task: TaskId, file: FileId, iov: Iov, flags: u32) -> MsgState {
+    pub(super) fn msg_state(&self, task: TaskId, file: FileId, iov: Iov, flags: u32) -> MsgState {
         let nonblock = flags & msg::DONTWAIT != 0 || self.vfs.nonblock(file);
         MsgState { task, iter: IovIter::new(iov), copied: 0, flags, nonblock, give_up: None, addr: None, out_flags: 0, control: Vec::new() }
     }
@@ -65,7 +65,12 @@ impl Kernel {
             });
             match done {
                 None => return Flow::Done(Ret::Err(Errno::EBADF)),
-                Some(Some(result)) => return Flow::Done(result.map_or_else(Ret::Err, |n| Ret::Value(n as i64))),
+                Some(Some(result)) => {
+                    if result == Err(Errno::EPIPE) && m.flags & msg::NOSIGNAL == 0 && self.is_stream(id) {
+                        self.send_sigpipe(task);
+                    }
+                    return Flow::Done(result.map_or_else(Ret::Err, |n| Ret::Value(n as i64)));
+                }
                 Some(None) => {}
             }
             if !self.woken_before_switch(task) {
@@ -73,6 +78,10 @@ impl Kernel {
                 return Flow::Block(Op::Send(file, m));
             }
         }
+    }
+
+    fn is_stream(&self, id: SockId) -> bool {
+        self.socks.get(id).is_some_and(|sk| matches!(sk.proto, Proto::Tcp(_)))
     }
 
     fn sock_sendmsg(&mut self, sk: &mut Sock, m: &mut MsgState) -> Step<Result<usize, Errno>> {

@@ -1,6 +1,7 @@
 //! `setsockopt` and `getsockopt`: `SOL_SOCKET`, `IPPROTO_IP`, `IPPROTO_IPV6`. Each
 //! option has its effect or is refused (`ENOPROTOOPT`).
 
+use super::optnum::{ip, ipv6, level, so};
 use crate::Kernel;
 use crate::cpu::sched::TaskId;
 use crate::errno::Errno;
@@ -11,74 +12,6 @@ use crate::tcp::State;
 use alloc::vec::Vec;
 use core::net::Ipv4Addr;
 use core::time::Duration;
-
-/// Levels.
-pub(crate) mod level {
-    pub(crate) const IP: i32 = 0;
-    pub(crate) const SOCKET: i32 = 1;
-    pub(crate) const TCP: i32 = 6;
-    pub(crate) const UDP: i32 = 17;
-    pub(crate) const IPV6: i32 = 41;
-    pub(crate) const RAW: i32 = 255;
-}
-
-/// `SO_*`.
-mod so {
-    pub(super) const REUSEADDR: i32 = 2;
-    pub(super) const TYPE: i32 = 3;
-    pub(super) const ERROR: i32 = 4;
-    pub(super) const BROADCAST: i32 = 6;
-    pub(super) const SNDBUF: i32 = 7;
-    pub(super) const RCVBUF: i32 = 8;
-    pub(super) const KEEPALIVE: i32 = 9;
-    pub(super) const OOBINLINE: i32 = 10;
-    pub(super) const PRIORITY: i32 = 12;
-    pub(super) const LINGER: i32 = 13;
-    pub(super) const REUSEPORT: i32 = 15;
-    pub(super) const RCVLOWAT: i32 = 18;
-    pub(super) const SNDLOWAT: i32 = 19;
-    pub(super) const RCVTIMEO: i32 = 20;
-    pub(super) const SNDTIMEO: i32 = 21;
-    pub(super) const BINDTODEVICE: i32 = 25;
-    pub(super) const TIMESTAMP: i32 = 29;
-    pub(super) const ACCEPTCONN: i32 = 30;
-    pub(super) const SNDBUFFORCE: i32 = 32;
-    pub(super) const RCVBUFFORCE: i32 = 33;
-    pub(super) const MARK: i32 = 36;
-    pub(super) const PROTOCOL: i32 = 38;
-    pub(super) const DOMAIN: i32 = 39;
-    pub(super) const BINDTOIFINDEX: i32 = 62;
-    pub(super) const RCVTIMEO_NEW: i32 = 66;
-    pub(super) const SNDTIMEO_NEW: i32 = 67;
-}
-
-/// `IP_*`.
-mod ip {
-    pub(super) const TOS: i32 = 1;
-    pub(super) const TTL: i32 = 2;
-    pub(super) const HDRINCL: i32 = 3;
-    pub(super) const PKTINFO: i32 = 8;
-    pub(super) const MTU_DISCOVER: i32 = 10;
-    pub(super) const RECVERR: i32 = 11;
-    pub(super) const RECVTTL: i32 = 12;
-    pub(super) const RECVTOS: i32 = 13;
-    pub(super) const MTU: i32 = 14;
-    pub(super) const FREEBIND: i32 = 15;
-    pub(super) const MULTICAST_IF: i32 = 32;
-    pub(super) const MULTICAST_TTL: i32 = 33;
-    pub(super) const MULTICAST_LOOP: i32 = 34;
-    pub(super) const ADD_MEMBERSHIP: i32 = 35;
-    pub(super) const DROP_MEMBERSHIP: i32 = 36;
-    pub(super) const MULTICAST_ALL: i32 = 49;
-}
-
-/// `IPV6_*`.
-mod ipv6 {
-    pub(super) const UNICAST_HOPS: i32 = 16;
-    pub(super) const RECVERR: i32 = 25;
-    pub(super) const V6ONLY: i32 = 26;
-    pub(super) const TCLASS: i32 = 67;
-}
 
 /// `ICMP_FILTER`.
 const ICMP_FILTER: i32 = 1;

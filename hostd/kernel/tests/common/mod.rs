@@ -19,6 +19,7 @@ pub use memory::Memory;
 
 use ringlab_kernel::cpu::sched::TaskId;
 use ringlab_kernel::dev::net_device::{DeviceConfig, IfIndex, MacAddr};
+use ringlab_kernel::syscall::signal::Signal;
 use ringlab_kernel::syscall::{Call, Ret};
 use ringlab_kernel::time::Instant;
 use ringlab_kernel::trace::Record;
@@ -56,6 +57,8 @@ pub struct Host {
     pub pool: Pool,
     /// Finished calls, oldest first.
     pub returns: VecDeque<(TaskId, Ret)>,
+    /// Signals raised, oldest first.
+    pub signals: Vec<Signal>,
     pub ports: Vec<Port>,
 }
 
@@ -168,7 +171,7 @@ impl Lab {
         };
         let mut kernel = Kernel::new(kernel_config, Box::new(mem.clone()));
         kernel.handle(self.now, Event::Timer);
-        self.hosts.push(Host { kernel, mem, pool, returns: VecDeque::new(), ports: Vec::new() });
+        self.hosts.push(Host { kernel, mem, pool, returns: VecDeque::new(), signals: Vec::new(), ports: Vec::new() });
         n
     }
 
@@ -328,6 +331,7 @@ impl Lab {
             match effect {
                 Effect::Doorbell(dev, queue) => h.ports[dev.0 as usize - 2].ring(queue),
                 Effect::Return(task, ret) => h.returns.push_back((task, ret)),
+                Effect::Signal(signal) => h.signals.push(signal),
             }
         }
     }

@@ -112,6 +112,7 @@ impl Prog {
             match effect {
                 Effect::Return(task, ret) => lab.hosts[self.host].returns.push_back((task, ret)),
                 Effect::Doorbell(dev, queue) => lab.hosts[self.host].ports[dev.0 as usize - 2].ring(queue),
+                Effect::Signal(signal) => lab.hosts[self.host].signals.push(signal),
             }
         }
     }

@@ -21,8 +21,8 @@ const EXCLUSIVE_OK: PollEvents = PollEvents::IN
     .union(PollEvents::EXCLUSIVE);
 
 impl Kernel {
-    /// `epoll_ctl`.
-    pub(crate) fn sys_epoll_ctl(&mut self, task: TaskId, epfd: Fd, fd: Fd, op: EpollOp) -> Result<(), Errno> {
+    /// `epoll_ctl`. File and `key` make the entry: `key` is the descriptor as the program numbers it.
+    pub(crate) fn sys_epoll_ctl(&mut self, task: TaskId, epfd: Fd, fd: Fd, key: Fd, op: EpollOp) -> Result<(), Errno> {
         let ep_file = self.fget(task, epfd)?;
         let file = self.fget(task, fd)?;
         let FileKind::Epoll(epoll) = self.vfs.file(ep_file).kind else { return Err(Errno::EINVAL) };
@@ -46,10 +46,10 @@ impl Kernel {
         {
             return Err(Errno::ELOOP);
         }
-        let item = self.epolls.ep(epoll).items.find(file, fd);
+        let item = self.epolls.ep(epoll).items.find(file, key);
         match (op, item) {
             (EpollOp::Add(_), Some(_)) => return Err(Errno::EEXIST),
-            (EpollOp::Add(event), None) => self.ep_insert(epoll, file, fd, event),
+            (EpollOp::Add(event), None) => self.ep_insert(epoll, file, key, event),
             (_, None) => return Err(Errno::ENOENT),
             (EpollOp::Del, Some(item)) => self.ep_remove(epoll, item),
             (EpollOp::Mod(event), Some(item)) => {

@@ -151,21 +151,21 @@ proptest! {
         for op in ops {
             match op {
                 Do::Add(i, events) => {
-                    let done = k.sys_epoll_ctl(task, ep, socks[i].0, EpollOp::Add(EpollEvent { events, data: i as u64 }));
+                    let done = k.sys_epoll_ctl(task, ep, socks[i].0, socks[i].0, EpollOp::Add(EpollEvent { events, data: i as u64 }));
                     prop_assert_eq!(done.is_ok(), model.asked[i].is_none());
                     if done.is_ok() {
                         model.watch(i, events);
                     }
                 }
                 Do::Mod(i, events) => {
-                    let done = k.sys_epoll_ctl(task, ep, socks[i].0, EpollOp::Mod(EpollEvent { events, data: i as u64 }));
+                    let done = k.sys_epoll_ctl(task, ep, socks[i].0, socks[i].0, EpollOp::Mod(EpollEvent { events, data: i as u64 }));
                     prop_assert_eq!(done, if model.asked[i].is_some() { Ok(()) } else { Err(Errno::ENOENT) });
                     if done.is_ok() {
                         model.watch(i, events);
                     }
                 }
                 Do::Del(i) => {
-                    let done = k.sys_epoll_ctl(task, ep, socks[i].0, EpollOp::Del);
+                    let done = k.sys_epoll_ctl(task, ep, socks[i].0, socks[i].0, EpollOp::Del);
                     prop_assert_eq!(done.is_ok(), model.asked[i].take().is_some());
                     model.ready.retain(|&r| r != i);
                     prop_assert_eq!(k.socks.get(socks[i].1).expect("open").wq.entries.len(), 0);
@@ -200,7 +200,7 @@ fn a_hundred_thousand_items_do_not_slow_the_one_that_is_ready() {
         let (fd, sock) = udp(&mut k, task);
         last = sock;
         let event = EpollEvent { events: PollEvents::IN | PollEvents::ET, data: fd as u64 };
-        k.sys_epoll_ctl(task, ep, fd, EpollOp::Add(event)).expect("added");
+        k.sys_epoll_ctl(task, ep, fd, fd, EpollOp::Add(event)).expect("added");
     }
     assert_eq!(k.epolls.len(id), N);
     k.trace_enable(&[], 100_000);
