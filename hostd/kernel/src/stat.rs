@@ -28,7 +28,7 @@ pub struct Interface {
     pub name: String,
     /// Number.
     pub index: IfIndex,
-    /// Administratively up: always, here.
+    /// Administratively up.
     pub up: bool,
     /// The cable's other end is there.
     pub carrier: bool,
@@ -105,7 +105,7 @@ impl Kernel {
         let interfaces = self.devs.iter().map(|d| Interface {
             name: d.name.clone(),
             index: d.index,
-            up: true,
+            up: d.up,
             carrier: d.carrier,
             mac: d.mac,
             ipv4: d.addrs.clone(),

@@ -70,6 +70,12 @@ pub(crate) struct NetDevice {
     pub(crate) mtu: u32,
     /// Carrier: the other end of the cable is there.
     pub(crate) carrier: bool,
+    /// `IFF_UP`: somebody has switched it on.
+    pub(crate) up: bool,
+    /// Packets that its qdisc holds.
+    pub(crate) tx_queue_len: u32,
+    /// Times that the carrier came, and that it went.
+    pub(crate) carrier_changes: (u32, u32),
     pub(crate) addrs: Vec<(Ipv4Addr, u8)>,
     pub(crate) features: Features,
     /// `None`: loopback.
@@ -139,12 +145,16 @@ impl Kernel {
             mac: MacAddr::default(),
             mtu: loopback::MTU,
             carrier: true,
+            up: true,
+            tx_queue_len: 1000,
+            carrier_changes: (0, 0),
             addrs: Vec::new(),
             features: Features { tx_csum: true, tso: true, sg: true },
             driver: None,
             queues: Vec::new(),
             stats: Stats::default(),
         });
+        self.fib.set_mtu(1, loopback::MTU);
         self.inet_addr_add(IfIndex(1), Ipv4Addr::LOCALHOST, 8);
     }
 
@@ -179,12 +189,16 @@ impl Kernel {
             mac: config.mac,
             mtu: config.mtu,
             carrier: true,
+            up: true,
+            tx_queue_len: config.tx_queue_len,
+            carrier_changes: (1, 1),
             addrs: Vec::new(),
             features: config.driver.features(),
             driver: Some(config.driver),
             queues,
             stats: Stats::default(),
         });
+        self.fib.set_mtu(index.0, config.mtu);
         for (addr, prefix) in config.ipv4 {
             self.inet_addr_add(index, addr, prefix);
         }
@@ -193,11 +207,9 @@ impl Kernel {
 
     /// Gives an interface an address (Linux `__inet_insert_ifa`): local, broadcast and connected routes come with it.
     fn inet_addr_add(&mut self, dev: IfIndex, addr: Ipv4Addr, prefix: u8) {
-        let Some(device) = self.devs.get_mut(dev) else { return };
-        let prefix = prefix.min(32);
-        device.addrs.push((addr, prefix));
-        let mtu = device.mtu;
-        self.fib.add_address(dev.0, addr, prefix, mtu);
+        let ifa = self.inet_ifa(dev, addr, prefix);
+        // An address given twice is there once.
+        let _ = self.inet_insert_ifa(ifa);
     }
 
     /// The carrier came or went (Linux `netif_carrier_on`, `netif_carrier_off`).
@@ -206,6 +218,9 @@ impl Kernel {
         if core::mem::replace(&mut device.carrier, on) == on {
             return;
         }
+        let (came, went) = &mut device.carrier_changes;
+        *if on { came } else { went } += 1;
+        let Some(device) = self.devs.get_mut(dev) else { return };
         if !on {
             self.neigh_carrier_down(dev);
             return self.dev_deactivate(dev);
@@ -221,7 +236,7 @@ impl Kernel {
     }
 
     /// Drops what waits to be sent: the link is gone (Linux `dev_deactivate`).
-    fn dev_deactivate(&mut self, dev: IfIndex) {
+    pub(crate) fn dev_deactivate(&mut self, dev: IfIndex) {
         let queues = self.devs.get(dev).map_or(0, |d| d.queues.len() as u16);
         for queue in 0..queues {
             while let Some(q) = self.devs.queue_mut(dev, queue)

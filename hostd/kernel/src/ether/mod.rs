@@ -6,6 +6,6 @@
 mod arp;
 pub(crate) mod header;
 mod input;
-mod neigh;
+pub(crate) mod neigh;
 
 pub use neigh::NeighTable;

@@ -46,12 +46,21 @@ pub(crate) enum Nud {
     Probe = 16,
     /// No answer.
     Failed = 32,
+    /// Needs no resolution.
+    NoArp = 64,
+    /// Entered by hand, never questioned.
+    Permanent = 128,
 }
 
 impl Nud {
     /// The address may be used (`NUD_VALID`).
-    fn valid(self) -> bool {
-        matches!(self, Nud::Reachable | Nud::Stale | Nud::Delay | Nud::Probe)
+    pub(crate) fn valid(self) -> bool {
+        matches!(self, Nud::Reachable | Nud::Stale | Nud::Delay | Nud::Probe) || self.connected()
+    }
+
+    /// Used without a thought (`NUD_CONNECTED`).
+    fn connected(self) -> bool {
+        matches!(self, Nud::Reachable | Nud::NoArp | Nud::Permanent)
     }
 
     /// As `ip neigh` prints it.
@@ -64,6 +73,8 @@ impl Nud {
             Nud::Delay => "DELAY",
             Nud::Probe => "PROBE",
             Nud::Failed => "FAILED",
+            Nud::NoArp => "NOARP",
+            Nud::Permanent => "PERMANENT",
         }
     }
 }
@@ -174,7 +185,7 @@ impl Kernel {
         let entry = self.neigh.get(n).expect("looked up just now");
         let (state, mac) = (entry.state, entry.mac);
         self.trace(Point::NeighOutput, skb.id, [u64::from(route.nexthop.to_bits()), state as u64, 0, 0]);
-        if state == Nud::Reachable {
+        if state.connected() {
             return self.dev_hard_header_xmit(skb, dev, mac);
         }
         match self.neigh_event_send(n, skb) {
@@ -257,7 +268,7 @@ impl Kernel {
         let entry = self.neigh.get_mut(n)?;
         entry.used = now;
         match entry.state {
-            Nud::Reachable | Nud::Delay | Nud::Probe => return Some(skb),
+            Nud::Reachable | Nud::Delay | Nud::Probe | Nud::NoArp | Nud::Permanent => return Some(skb),
             Nud::Stale => {
                 self.neigh_set_state(n, Nud::Delay);
                 self.timers.set(TimerKey::Neigh(n), now + delay);
@@ -401,7 +412,7 @@ impl Kernel {
             Nud::Probe if entry.probes < unicast => self.neigh_probe(n),
             Nud::Incomplete if entry.probes < unicast + broadcast => self.neigh_probe(n),
             Nud::Probe | Nud::Incomplete => self.neigh_invalidate(n),
-            Nud::None | Nud::Stale | Nud::Failed => {}
+            Nud::None | Nud::Stale | Nud::Failed | Nud::NoArp | Nud::Permanent => {}
         }
     }
 
@@ -423,7 +434,7 @@ impl Kernel {
     /// Without a carrier nothing that was learnt on the device holds (Linux `neigh_carrier_down`).
     pub(crate) fn neigh_carrier_down(&mut self, dev: IfIndex) {
         for n in 0..self.neigh.slots.len() as u32 {
-            if self.neigh.get(n).is_some_and(|e| e.dev == dev.0) {
+            if self.neigh.get(n).is_some_and(|e| e.dev == dev.0 && e.state != Nud::Permanent) {
                 self.neigh_destroy(n);
             }
         }
@@ -444,6 +455,9 @@ impl Kernel {
                 break;
             }
             let Some(entry) = self.neigh.get(n) else { continue };
+            if entry.state == Nud::Permanent {
+                continue;
+            }
             if entry.state == Nud::Failed || entry.queue.is_empty() && self.now.since(entry.updated) > GC_GRACE {
                 self.neigh_destroy(n);
                 surplus -= 1;
@@ -456,9 +470,9 @@ impl Kernel {
         let stale = Duration::from_secs(self.sysctl.neigh_gc_stale_time as u64);
         for n in 0..self.neigh.slots.len() as u32 {
             let Some(entry) = self.neigh.get(n) else { continue };
-            let timed = matches!(entry.state, Nud::Incomplete | Nud::Delay | Nud::Probe | Nud::Reachable);
+            let kept = matches!(entry.state, Nud::Incomplete | Nud::Delay | Nud::Probe | Nud::Reachable | Nud::Permanent);
             let used = entry.used.max(entry.confirmed);
-            if !timed && (entry.state == Nud::Failed || self.now.since(used) > stale) {
+            if !kept && (entry.state == Nud::Failed || self.now.since(used) > stale) {
                 self.neigh_destroy(n);
             }
         }

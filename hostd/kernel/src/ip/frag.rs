@@ -119,6 +119,13 @@ fn cost(skb: &SkBuff) -> u64 {
     u64::from(skb.frags().iter().map(|f| f.buf.capacity()).sum::<u32>() + OVERHEAD)
 }
 
+impl Reassembly {
+    /// Queues, and octets that they hold (`FRAG:` of `/proc/net/sockstat`).
+    pub(crate) fn usage(&self) -> (usize, u64) {
+        (self.queues.len(), self.mem)
+    }
+}
+
 impl Kernel {
     /// Takes a piece; gives the datagram back when it is whole (Linux `ip_defrag`). `skb` stands at the IP header.
     pub(super) fn ip_defrag(&mut self, mut skb: Box<SkBuff>, hdr: &IpHdr) -> Option<Box<SkBuff>> {

@@ -4,6 +4,7 @@
 //! routes, and delivers (`frag.rs` first, if it is a piece) or forwards (`forward.rs`).
 //! Transmit: `output.rs` makes the header, cuts what is too long, and hands to the
 //! neighbour layer. `icmp.rs` answers, complains, and tells the protocols of the complaints of others.
+mod devinet;
 mod forward;
 mod frag;
 pub(crate) mod header;

@@ -9,6 +9,7 @@ use crate::dev::net_device::IfIndex;
 use crate::errno::Errno;
 use crate::hash::KeyedState;
 use crate::time::{Duration, Instant};
+use alloc::string::String;
 use alloc::vec::Vec;
 use core::net::Ipv4Addr;
 use hashbrown::HashMap;
@@ -63,8 +64,64 @@ pub(crate) struct Entry {
     /// Gateway; unspecified: on the link.
     pub(crate) via: Ipv4Addr,
     /// Preferred source; unspecified: an address of the interface.
-    src: Ipv4Addr,
+    pub(crate) src: Ipv4Addr,
+    /// `RT_SCOPE_*`: how far the destination is.
+    pub(crate) scope: u8,
+    /// `RTPROT_*`: who entered it.
+    pub(crate) proto: u8,
+    /// `RTAX_MTU`; 0: the interface's.
+    pub(crate) mtu: u32,
+    /// Not a way but an answer.
+    pub(crate) reject: Option<Reject>,
 }
+
+/// A route that leads nowhere (`RTN_BLACKHOLE`, `RTN_UNREACHABLE`, `RTN_PROHIBIT`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Reject {
+    /// Silence.
+    Blackhole,
+    /// Host unreachable.
+    Unreachable,
+    /// Administratively prohibited.
+    Prohibit,
+}
+
+impl Reject {
+    /// What a sender on this host hears.
+    fn errno(self) -> Errno {
+        match self {
+            Reject::Blackhole => Errno::EINVAL,
+            Reject::Unreachable => Errno::EHOSTUNREACH,
+            Reject::Prohibit => Errno::EACCES,
+        }
+    }
+}
+
+impl Entry {
+    /// A unicast route as `ip route add` without further words makes it.
+    pub(crate) fn unicast(net: u32, len: u8, dev: u32, via: Ipv4Addr, metric: u32) -> Self {
+        let scope = if via.is_unspecified() { scope::LINK } else { scope::UNIVERSE };
+        let kind = RouteKind::Unicast;
+        Self { net, len, metric, kind, dev, via, src: Ipv4Addr::UNSPECIFIED, scope, proto: PROT_BOOT, mtu: 0, reject: None }
+    }
+
+    /// The order in which Linux lists routes: as they stand in its trie.
+    pub(crate) fn dump_order(&self) -> (u32, core::cmp::Reverse<u8>, u32) {
+        (self.net, core::cmp::Reverse(self.len), self.metric)
+    }
+}
+
+/// `RT_SCOPE_*`.
+pub(crate) mod scope {
+    pub(crate) const UNIVERSE: u8 = 0;
+    pub(crate) const LINK: u8 = 253;
+    pub(crate) const HOST: u8 = 254;
+}
+
+/// `RTPROT_KERNEL`.
+pub(crate) const PROT_KERNEL: u8 = 2;
+/// `RTPROT_BOOT`.
+pub(crate) const PROT_BOOT: u8 = 3;
 
 /// Routes, sorted.
 #[derive(Debug, Default)]
@@ -79,18 +136,75 @@ struct Table {
 pub struct Fib {
     local: Table,
     main: Table,
-    addrs: Vec<Addr>,
+    addrs: Vec<IfAddr>,
+    /// MTU of each interface, by its number.
+    mtus: Vec<u32>,
     /// Path MTU of destinations for which a router has named a smaller one, and until when to believe it.
     pmtu: HashMap<u32, (u32, Instant), KeyedState>,
     generation: u64,
 }
 
-#[derive(Debug, Clone, Copy)]
-struct Addr {
-    dev: u32,
-    addr: Ipv4Addr,
-    len: u8,
-    mtu: u32,
+/// An address of an interface (Linux `struct in_ifaddr`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct IfAddr {
+    pub(crate) dev: u32,
+    pub(crate) addr: Ipv4Addr,
+    pub(crate) len: u8,
+    /// The other end of a point-to-point link; else the address itself.
+    pub(crate) peer: Ipv4Addr,
+    /// Broadcast address that was given.
+    pub(crate) broadcast: Option<Ipv4Addr>,
+    /// `RT_SCOPE_*`.
+    pub(crate) scope: u8,
+    /// The name of the interface, or that with a colon and more.
+    pub(crate) label: String,
+    /// `IFA_F_*` of those that are kept: `SECONDARY`, `NOPREFIXROUTE`, `PERMANENT`.
+    pub(crate) flags: u32,
+    /// When it was made.
+    pub(crate) created: Instant,
+}
+
+/// `IFA_F_SECONDARY`.
+pub(crate) const IFA_F_SECONDARY: u32 = 1;
+/// `IFA_F_PERMANENT`.
+pub(crate) const IFA_F_PERMANENT: u32 = 0x80;
+/// `IFA_F_NOPREFIXROUTE`.
+pub(crate) const IFA_F_NOPREFIXROUTE: u32 = 0x200;
+
+impl IfAddr {
+    /// Network that it is on.
+    fn net(&self) -> u32 {
+        self.peer.to_bits() & mask(self.len)
+    }
+
+    /// The routes that it brings along (Linux `fib_add_ifaddr`): with the table, `true` for the local one.
+    fn routes(&self, up: bool, loopback: bool, primary: Ipv4Addr) -> Vec<(bool, Entry)> {
+        let entry = |kind, net, len| {
+            let scope = if kind == RouteKind::Local { scope::HOST } else { scope::LINK };
+            let via = Ipv4Addr::UNSPECIFIED;
+            Entry { net, len, metric: 0, kind, dev: self.dev, via, src: primary, scope, proto: PROT_KERNEL, mtu: 0, reject: None }
+        };
+        let mut out = Vec::from([(true, entry(RouteKind::Local, self.addr.to_bits(), 32))]);
+        if !up {
+            return out;
+        }
+        let (net, last) = (self.net(), self.net() | !mask(self.len));
+        if let Some(b) = self.broadcast.filter(|b| !b.is_broadcast() && b.to_bits() != last) {
+            out.push((true, entry(RouteKind::Broadcast, b.to_bits(), 32)));
+        }
+        let own_subnet = net >> 24 != 0 && self.flags & IFA_F_SECONDARY == 0 && (net != self.addr.to_bits() || self.len < 32);
+        if own_subnet {
+            if loopback {
+                out.push((true, entry(RouteKind::Local, net, self.len)));
+            } else if self.flags & IFA_F_NOPREFIXROUTE == 0 {
+                out.push((false, entry(RouteKind::Unicast, net, self.len)));
+            }
+            if self.len < 31 {
+                out.push((true, entry(RouteKind::Broadcast, last, 32)));
+            }
+        }
+        out
+    }
 }
 
 /// How long a path MTU holds (Linux `mtu_expires`).
@@ -121,15 +235,25 @@ impl Table {
         true
     }
 
+    /// Adds a route behind all of the same prefix and metric (`NLM_F_APPEND`).
+    fn append(&mut self, entry: Entry) {
+        let at = self.entries.partition_point(|e| Self::order(e) <= Self::order(&entry));
+        self.entries.insert(at, entry);
+        self.index();
+    }
+
+    /// Takes out the first route that `matches`.
+    fn take(&mut self, matches: impl Fn(&Entry) -> bool) -> Option<Entry> {
+        let at = self.entries.iter().position(matches)?;
+        let entry = self.entries.remove(at);
+        self.index();
+        Some(entry)
+    }
+
     /// False if there is none of this prefix and metric, gateway and interface.
     fn remove(&mut self, entry: &Entry) -> bool {
-        let Ok(at) = self.entries.binary_search_by_key(&Self::order(entry), Self::order) else { return false };
-        if self.entries[at].via != entry.via || (entry.dev != 0 && self.entries[at].dev != entry.dev) {
-            return false;
-        }
-        self.entries.remove(at);
-        self.index();
-        true
+        let same = |e: &Entry| Self::order(e) == Self::order(entry) && e.via == entry.via && (entry.dev == 0 || e.dev == entry.dev);
+        self.take(same).is_some()
     }
 
     fn index(&mut self) {
@@ -160,28 +284,32 @@ impl Table {
 impl Fib {
     /// No addresses, no routes; routers choose the destinations whose MTU is remembered.
     pub(crate) fn new(hash: KeyedState) -> Self {
-        Self { local: Table::default(), main: Table::default(), addrs: Vec::new(), pmtu: HashMap::with_hasher(hash), generation: 0 }
+        Self {
+            local: Table::default(),
+            main: Table::default(),
+            addrs: Vec::new(),
+            mtus: Vec::new(),
+            pmtu: HashMap::with_hasher(hash),
+            generation: 0,
+        }
     }
 
-    /// An interface gets an address: it is local, its subnet is connected, the subnet's last address is its broadcast.
-    pub(crate) fn add_address(&mut self, dev: u32, addr: Ipv4Addr, len: u8, mtu: u32) {
-        self.addrs.push(Addr { dev, addr, len, mtu });
+    /// Sets the MTU of an interface.
+    pub(crate) fn set_mtu(&mut self, dev: u32, mtu: u32) {
+        if self.mtus.len() <= dev as usize {
+            self.mtus.resize(dev as usize + 1, 0);
+        }
+        self.mtus[dev as usize] = mtu;
         self.generation += 1;
-        let net = addr.to_bits() & mask(len);
-        let entry = |kind, net, len| Entry { net, len, metric: 0, kind, dev, via: Ipv4Addr::UNSPECIFIED, src: addr };
-        self.local.insert(entry(RouteKind::Local, addr.to_bits(), 32));
-        if addr.is_loopback() {
-            self.local.insert(entry(RouteKind::Local, net, len));
-        } else if len < 32 {
-            self.main.insert(entry(RouteKind::Unicast, net, len));
-        }
-        if len < 31 {
-            self.local.insert(entry(RouteKind::Broadcast, net | !mask(len), 32));
-        }
     }
 
     fn mtu(&self, dev: u32) -> u32 {
-        self.addrs.iter().find(|a| a.dev == dev).map_or(1500, |a| a.mtu)
+        self.mtus.get(dev as usize).copied().filter(|&m| m != 0).unwrap_or(1500)
+    }
+
+    /// Addresses of all interfaces, in the order in which they are listed.
+    pub(crate) fn addrs(&self) -> impl Iterator<Item = &IfAddr> {
+        self.addrs.iter()
     }
 
     /// An address of an interface for talking to `peer` (Linux `inet_select_addr`); of any interface if it has none.
@@ -191,9 +319,76 @@ impl Fib {
         here().find(|a| in_prefix(peer, a.addr, a.len)).or_else(|| here().next()).or_else(any).map_or(Ipv4Addr::UNSPECIFIED, |a| a.addr)
     }
 
+    /// Adds an address; secondary ones stand behind all primary ones of their interface.
+    pub(crate) fn insert_addr(&mut self, ifa: IfAddr) {
+        let secondary = ifa.flags & IFA_F_SECONDARY != 0;
+        let stays_behind = |a: &IfAddr| a.dev > ifa.dev || a.dev == ifa.dev && !secondary && a.flags & IFA_F_SECONDARY != 0;
+        let at = self.addrs.iter().position(stays_behind).unwrap_or(self.addrs.len());
+        self.addrs.insert(at, ifa);
+    }
+
+    /// Takes out the addresses that `goes` picks.
+    pub(crate) fn remove_addrs(&mut self, goes: impl Fn(&IfAddr) -> bool) -> Vec<IfAddr> {
+        self.addrs.extract_if(.., |a| goes(a)).collect()
+    }
+
+    /// Replaces the label of an interface's addresses when it is renamed.
+    pub(crate) fn relabel(&mut self, dev: u32, old: &str, new: &str) {
+        for a in self.addrs.iter_mut().filter(|a| a.dev == dev && a.label == old) {
+            a.label = String::from(new);
+        }
+    }
+
+    /// Makes the kernel's routes of an interface those of its addresses: what went and what came,
+    /// `true` standing for the local table.
+    pub(crate) fn sync(&mut self, dev: u32, up: bool, loopback: bool) -> (Vec<(bool, Entry)>, Vec<(bool, Entry)>) {
+        let mut want = Vec::new();
+        for a in self.addrs.iter().filter(|a| a.dev == dev) {
+            let first = |b: &&IfAddr| b.dev == dev && b.flags & IFA_F_SECONDARY == 0 && b.len == a.len && b.net() == a.net();
+            let primary = if a.flags & IFA_F_SECONDARY == 0 { a.addr } else { self.addrs.iter().find(first).map_or(a.addr, |b| b.addr) };
+            for route in a.routes(up, loopback, primary) {
+                if !want.contains(&route) {
+                    want.push(route);
+                }
+            }
+        }
+        let mine = |e: &Entry| e.dev == dev && e.proto == PROT_KERNEL;
+        let have = self.local.entries.iter().map(|e| (true, *e)).chain(self.main.entries.iter().map(|e| (false, *e)));
+        let gone: Vec<_> = have.clone().filter(|r| mine(&r.1) && !want.contains(r)).collect();
+        let fresh: Vec<_> = want.into_iter().filter(|r| !have.clone().any(|h| h == *r)).collect();
+        for (local, entry) in &gone {
+            let table = if *local { &mut self.local } else { &mut self.main };
+            table.take(|e| e == entry);
+        }
+        for (local, entry) in &fresh {
+            if *local { self.local.append(*entry) } else { self.main.append(*entry) }
+        }
+        self.generation += 1;
+        (gone, fresh)
+    }
+
+    /// Takes routes out of the main table that `goes` picks.
+    pub(crate) fn flush(&mut self, goes: impl Fn(&Entry) -> bool) -> Vec<Entry> {
+        let gone: Vec<Entry> = self.main.entries.extract_if(.., |e| goes(e)).collect();
+        self.main.index();
+        self.generation += 1;
+        gone
+    }
+
     /// Routes of the main table.
     pub(crate) fn routes(&self) -> impl Iterator<Item = &Entry> {
         self.main.entries.iter()
+    }
+
+    /// Routes of the local table.
+    pub(crate) fn local_routes(&self) -> impl Iterator<Item = &Entry> {
+        self.local.entries.iter()
+    }
+
+    /// The route for a destination, and whether it is the local table's.
+    pub(crate) fn lookup(&self, addr: Ipv4Addr, oif: u32) -> Option<(bool, &Entry)> {
+        let local = self.local.lookup(addr.to_bits(), 0).map(|e| (true, e));
+        local.or_else(|| self.main.lookup(addr.to_bits(), oif).map(|e| (false, e)))
     }
 }
 
@@ -207,8 +402,11 @@ impl Kernel {
         if !saddr.is_unspecified() && !self.is_local_addr(saddr) {
             return Err(Errno::EINVAL);
         }
-        if oif != 0 && self.devs.get(IfIndex(oif)).is_none() {
-            return Err(Errno::ENODEV);
+        if oif != 0 {
+            let dev = self.devs.get(IfIndex(oif)).ok_or(Errno::ENODEV)?;
+            if !dev.up {
+                return Err(Errno::ENETUNREACH);
+            }
         }
         let daddr = match (daddr.is_unspecified(), saddr.is_unspecified()) {
             (false, _) => daddr,
@@ -234,10 +432,11 @@ impl Kernel {
         } else {
             RouteKind::Unicast
         };
-        let (dev, via, src) = match fib.main.lookup(daddr.to_bits(), oif) {
-            Some(e) => (e.dev, e.via, e.src),
+        let (dev, via, src, cap) = match fib.main.lookup(daddr.to_bits(), oif) {
+            Some(Entry { reject: Some(reject), .. }) => return Err(reject.errno()),
+            Some(e) => (e.dev, e.via, e.src, e.mtu),
             // The caller names the interface: the destination is taken to be on its link.
-            None if oif != 0 => (oif, Ipv4Addr::UNSPECIFIED, Ipv4Addr::UNSPECIFIED),
+            None if oif != 0 => (oif, Ipv4Addr::UNSPECIFIED, Ipv4Addr::UNSPECIFIED, 0),
             None => {
                 self.mib.inc(ringlab_counters::Mib::IpOutNoRoutes);
                 return Err(Errno::ENETUNREACH);
@@ -247,6 +446,7 @@ impl Kernel {
         let nexthop = if direct { daddr } else { via };
         let auto = if src.is_unspecified() { fib.select_addr(dev, nexthop) } else { src };
         let mtu = if kind == RouteKind::Unicast { self.ip_pmtu(daddr, dev) } else { fib.mtu(dev) };
+        let mtu = if cap == 0 { mtu } else { mtu.min(cap) };
         Ok(Route { kind, dev, saddr: pick(auto), nexthop, mtu })
     }
 
@@ -257,7 +457,7 @@ impl Kernel {
         if kind != RouteKind::Unicast {
             return Some(Route { kind, dev: 1, saddr: daddr, nexthop: daddr, mtu: fib.mtu(1) });
         }
-        let e = fib.main.lookup(daddr.to_bits(), 0)?;
+        let e = fib.main.lookup(daddr.to_bits(), 0).filter(|e| e.reject.is_none())?;
         let nexthop = if e.via.is_unspecified() { daddr } else { e.via };
         Some(Route { kind, dev: e.dev, saddr: fib.select_addr(e.dev, nexthop), nexthop, mtu: fib.mtu(e.dev) })
     }
@@ -299,8 +499,7 @@ impl Kernel {
             let on_link = self.fib.main.lookup(via.to_bits(), dev).filter(|e| e.via.is_unspecified());
             on_link.ok_or(Errno::ENETUNREACH)?.dev
         };
-        let entry = Entry { net: net.to_bits(), len, metric, kind: RouteKind::Unicast, dev, via, src: Ipv4Addr::UNSPECIFIED };
-        if !self.fib.main.insert(entry) {
+        if !self.fib.main.insert(Entry::unicast(net.to_bits(), len, dev, via, metric)) {
             return Err(Errno::EEXIST);
         }
         self.fib.generation += 1;
@@ -310,7 +509,7 @@ impl Kernel {
     /// Removes a route from the main table (Linux `fib_table_delete`).
     pub(crate) fn fib_del_route(&mut self, prefix: (Ipv4Addr, u8), via: Ipv4Addr, dev: u32, metric: u32) -> Result<(), Errno> {
         let (net, len) = prefix;
-        let entry = Entry { net: net.to_bits(), len, metric, kind: RouteKind::Unicast, dev, via, src: Ipv4Addr::UNSPECIFIED };
+        let entry = Entry::unicast(net.to_bits(), len, dev, via, metric);
         if len > 32 || !self.fib.main.remove(&entry) {
             return Err(Errno::ESRCH);
         }
@@ -351,8 +550,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn entry(net: u32, len: u8, metric: u32, dev: u32) -> Entry {
-        let any = Ipv4Addr::UNSPECIFIED;
-        Entry { net: net & mask(len), len, metric, kind: RouteKind::Unicast, dev, via: any, src: any }
+        Entry::unicast(net & mask(len), len, dev, Ipv4Addr::UNSPECIFIED, metric)
     }
 
     #[test]

@@ -22,6 +22,7 @@ pub(crate) mod mmsg;
 pub(crate) mod msg;
 pub(crate) mod optnum;
 mod optraw;
+pub mod procfs;
 pub(crate) mod sockopt;
 
 pub use info::SocketInfo;
