@@ -4,6 +4,11 @@ use crate::{TWO_HOSTS, expect_clean, in_site};
 use ringlab_tests::bin;
 use ringlab_tests::lab::Site;
 use ringlab_tests::leftovers::Snapshot;
+use rustix::io::Errno;
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType, connect, recv, send, socket_with};
+use rustix::process::{Gid, Uid};
+use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
 use std::io::{Read, Write};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
@@ -176,6 +181,67 @@ fn sockets_are_private_and_garbage_sent_to_them_disturbs_nobody() {
                 let _ = stream.write_all(&garbage);
                 let _ = stream.read(&mut [0; 64]);
             }
+        }
+        assert_eq!(lab.ok(lab.builtin("a", "fetch", &["-f", "http://b/"])), "hello");
+        assert_eq!(lab.inspect(), before, "the same processes go on");
+    });
+}
+
+/// Connects as another user and sends what begins a gRPC connection; what comes back. Credentials
+/// belong to threads: the test keeps its own.
+fn knock_as_nobody(path: &Path, kind: SocketType) -> rustix::io::Result<Vec<u8>> {
+    let knock = || {
+        let (uid, gid) = (Uid::from_raw(NOBODY), Gid::from_raw(NOBODY));
+        set_thread_groups(&[])?;
+        set_thread_res_gid(gid, gid, gid)?;
+        set_thread_res_uid(uid, uid, uid)?;
+        let socket = socket_with(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None)?;
+        connect(&socket, &SocketAddrUnix::new(path)?)?;
+        set_socket_timeout(&socket, Timeout::Recv, Some(Duration::from_secs(10)))?;
+        let hello = [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".as_slice(), &[0, 0, 0, 4, 0, 0, 0, 0, 0]].concat();
+        // It may have hung up already.
+        let _ = send(&socket, &hello, SendFlags::NOSIGNAL);
+        let mut answer = vec![0; 256];
+        let (len, _) = recv(&socket, answer.as_mut_slice(), RecvFlags::empty())?;
+        answer.truncate(len);
+        Ok(answer)
+    };
+    std::thread::scope(|scope| scope.spawn(knock).join().expect("no panic"))
+}
+
+/// Lets everybody go through a directory and those below.
+fn open_directories(dir: &Path) {
+    std::fs::set_permissions(dir, PermissionsExt::from_mode(0o755)).expect("ours");
+    for entry in std::fs::read_dir(dir).expect("a directory").flatten() {
+        if entry.file_type().expect("it is there").is_dir() {
+            open_directories(&entry.path());
+        }
+    }
+}
+
+#[test]
+fn other_users_are_refused_by_every_socket_by_mode_and_by_credentials() {
+    in_site(|site| {
+        let lab = site.deploy(TWO_HOSTS);
+        let before = lab.inspect();
+        open_directories(&site.dir);
+        let mut all = Vec::new();
+        sockets(&site.dir, &mut all);
+        let ending = |path: &Path| path.extension().expect("an ending").to_str().expect("UTF-8").to_owned();
+        let kinds: Vec<String> = all.iter().map(|path| ending(path)).collect();
+        for (kind, least) in [("sock", 1), ("nic", 2), ("host", 2), ("vhost", 2), ("cable", 1)] {
+            assert!(kinds.iter().filter(|k| *k == kind).count() >= least, "{kind}: {all:?}");
+        }
+        for path in &all {
+            let kind = if ending(path) == "cable" { SocketType::SEQPACKET } else { SocketType::STREAM };
+            let mode = std::fs::metadata(path).expect("it is there").permissions().mode() & 0o777;
+            assert_eq!(mode, 0o600, "{}: {mode:o}", path.display());
+            assert_eq!(knock_as_nobody(path, kind), Err(Errno::ACCESS), "{}", path.display());
+            std::fs::set_permissions(path, PermissionsExt::from_mode(0o666)).expect("ours");
+            // Hung up at once, without an answer; a time-out would be AGAIN.
+            let answer = knock_as_nobody(path, kind);
+            assert!(matches!(&answer, Err(Errno::CONNRESET)) || answer.as_deref() == Ok(&[]), "{}: {answer:?}", path.display());
+            std::fs::set_permissions(path, PermissionsExt::from_mode(0o600)).expect("ours");
         }
         assert_eq!(lab.ok(lab.builtin("a", "fetch", &["-f", "http://b/"])), "hello");
         assert_eq!(lab.inspect(), before, "the same processes go on");
