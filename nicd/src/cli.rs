@@ -12,11 +12,12 @@ Ports and wires by hand:
   nicd --node c --port eth0,vhost=/tmp/c.sock --wire eth0=tap:tap0,netns=/run/netns/x
   nicd --node s --bridge --port p0 --port p1 --wire p0=cable:/tmp/p0.sock,listen --wire p1=tap:tap1
 
-  --port NAME[,vhost=SOCKET | ,tap=IFNAME][,netns=PATH][,plain][,mac=MAC][,mtu=N][,queues=N][,rx-usecs=N][,rx-frames=N]
+  --port NAME[,vhost=SOCKET[,unsealed] | ,tap=IFNAME][,netns=PATH][,plain][,mac=MAC][,mtu=N][,queues=N][,rx-usecs=N][,rx-frames=N]
   --wire NAME=cable:SOCKET[,listen][,IMPAIRMENT]   or   NAME=tap:IFNAME[,netns=PATH][,plain][,queues=N][,IMPAIRMENT]
   IMPAIRMENT: delay-us=N, rate-bps=N, loss=P
 
-A VMM is the vhost-user front end and offers its memory as shared memfd pages, for QEMU:
+A VMM is the vhost-user front end and offers its memory as shared memfd pages, sealed against
+shrinking (`unsealed` takes other memory, too: who shrinks that ends nicd). For QEMU:
   -object memory-backend-memfd,id=m,size=1G,share=on -numa node,memdev=m
   -chardev socket,id=c,path=/tmp/a.sock -netdev vhost-user,id=n,chardev=c,queues=2
   -device virtio-net-pci,netdev=n,packed=on,mq=on,mac=02:00:00:00:00:01";
@@ -109,8 +110,12 @@ fn port(text: &str, index: usize) -> Result<proto::PortConfig, String> {
     for part in parts {
         match split(part) {
             ("vhost", Some(socket)) => {
-                port.device = Some(proto::port_config::Device::Vhost(proto::VhostDevice { socket: socket.into() }));
+                port.device = Some(proto::port_config::Device::Vhost(proto::VhostDevice { socket: socket.into(), ..Default::default() }));
             }
+            ("unsealed", None) => match &mut port.device {
+                Some(proto::port_config::Device::Vhost(vhost)) => vhost.unsealed_memory = true,
+                _ => return Err("unsealed stands after vhost".into()),
+            },
             ("tap", Some(name)) => tap = Some(proto::TapDevice { name: name.into(), ..Default::default() }),
             ("netns", Some(path)) => tap.as_mut().ok_or("netns stands after tap")?.netns = path.into(),
             ("plain", None) => tap.as_mut().ok_or("plain stands after tap")?.plain = true,
@@ -191,7 +196,10 @@ mod tests {
         let port = &config.ports[0];
         assert_eq!(port.mac, [2, 0, 0, 0, 0, 10]);
         assert_eq!((port.queue_pairs, port.moderation.expect("given").rx_usecs), (2, 50));
-        assert_eq!(port.device, Some(Device::Vhost(proto::VhostDevice { socket: "/tmp/s".into() })));
+        assert_eq!(port.device, Some(Device::Vhost(proto::VhostDevice { socket: "/tmp/s".into(), unsealed_memory: false })));
+        let unsealed = super::port("p,vhost=/tmp/s,unsealed", 0).expect("understood");
+        assert_eq!(unsealed.device, Some(Device::Vhost(proto::VhostDevice { socket: "/tmp/s".into(), unsealed_memory: true })));
+        assert!(super::port("p,unsealed,vhost=/tmp/s", 0).is_err(), "of what?");
         assert_eq!(port.wire, Some(Wire::Cable(proto::CableWire { socket: "/tmp/c".into(), listen: true })));
         assert_eq!(port.impairment.expect("given").loss, 0.5);
     }

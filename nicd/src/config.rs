@@ -71,6 +71,8 @@ pub enum DeviceConfig {
     Vhost {
         /// Path of the socket.
         socket: String,
+        /// Memory that may shrink is taken, too.
+        unsealed: bool,
     },
     /// A TAP device: the node is real Linux.
     Tap(TapConfig),
@@ -215,7 +217,7 @@ fn socket_path(path: &str) -> Result<String, ConfigError> {
 impl DeviceConfig {
     fn parse(message: &proto::port_config::Device) -> Result<Self, ConfigError> {
         Ok(match message {
-            proto::port_config::Device::Vhost(v) => Self::Vhost { socket: socket_path(&v.socket)? },
+            proto::port_config::Device::Vhost(v) => Self::Vhost { socket: socket_path(&v.socket)?, unsealed: v.unsealed_memory },
             proto::port_config::Device::Tap(t) => Self::Tap(TapConfig::parse(t)?),
         })
     }

@@ -99,10 +99,14 @@ impl Nic {
             |what: &str, path: &Path, e: std::io::Error| CommandError::Failed(format!("port {}: {what} {}: {e}", new.name, path.display()));
         let device = match &new.device {
             None => Device::None,
-            Some(DeviceConfig::Vhost { socket }) => {
+            Some(DeviceConfig::Vhost { socket, unsealed }) => {
                 let path = self.run_dir.join(socket);
                 let vhost = Vhost::open(at, &path, new.mac, new.mtu, new.queue_pairs, poller);
-                Device::Vhost(Box::new(vhost.map_err(|e| failed("vhost-user socket", &path, e))?))
+                let mut vhost = vhost.map_err(|e| failed("vhost-user socket", &path, e))?;
+                if *unsealed {
+                    vhost.permit_unsealed();
+                }
+                Device::Vhost(Box::new(vhost))
             }
             Some(DeviceConfig::Tap(tap)) => {
                 let setup = TapSetup { mac: Some(new.mac), mtu: new.mtu };

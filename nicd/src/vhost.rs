@@ -15,6 +15,7 @@ pub struct Vhost {
     connection: Option<Connection>,
     config: NetConfig,
     rings: Vec<Bells>,
+    unsealed: bool,
 }
 
 #[derive(Default)]
@@ -59,12 +60,17 @@ impl Vhost {
         let features = if queue_pairs > 1 { FEATURES | Features::MQ } else { FEATURES };
         let config = NetConfig { mac, mtu, queue_pairs, features, link_up: false };
         let rings = (0..2 * queue_pairs).map(|_| Bells::default()).collect();
-        Ok(Self { port, listener, connection: None, config, rings })
+        Ok(Self { port, listener, connection: None, config, rings, unsealed: false })
+    }
+
+    /// Takes front ends whose memory is not sealed against shrinking, too.
+    pub fn permit_unsealed(&mut self) {
+        self.unsealed = true;
     }
 
     /// A front end connects. A port has one driver: the one before it is dropped.
     pub fn on_listener(&mut self, core: &mut Port, poller: &Poller) -> Changes {
-        let connection = match self.listener.accept(self.config) {
+        let mut connection = match self.listener.accept(self.config) {
             Ok(Some(connection)) => connection,
             Ok(None) => return Changes::default(),
             Err(error) => {
@@ -74,6 +80,9 @@ impl Vhost {
         };
         if !ringlab_proto::server::is_allowed(&connection) {
             return Changes::default();
+        }
+        if self.unsealed {
+            connection.permit_unsealed();
         }
         self.hang_up(core, poller);
         if let Err(error) = poller.add(&connection, Token::VhostMessage(self.port)) {

@@ -200,7 +200,7 @@ fn a_hostile_configuration_is_an_error_status() {
     let port = |name: &str| proto::PortConfig {
         name: name.into(),
         mac: vec![2, 0, 0, 0, 0, 1],
-        device: Some(proto::port_config::Device::Vhost(proto::VhostDevice { socket: "/nonexistent/dir/s".into() })),
+        device: Some(proto::port_config::Device::Vhost(proto::VhostDevice { socket: "/nonexistent/dir/s".into(), ..Default::default() })),
         ..Default::default()
     };
     let configure = |nicd: &mut Nicd, ports| {
@@ -212,7 +212,7 @@ fn a_hostile_configuration_is_an_error_status() {
     let bad = configure(&mut nicd, vec![port("eth0")]).expect_err("refused");
     assert!(bad.message().contains("/nonexistent/dir/s"), "{bad}");
     let mut good = port("eth0");
-    good.device = Some(proto::port_config::Device::Vhost(proto::VhostDevice { socket: "s".into() }));
+    good.device = Some(proto::port_config::Device::Vhost(proto::VhostDevice { socket: "s".into(), ..Default::default() }));
     configure(&mut nicd, vec![good]).expect("welcome");
     assert_eq!(nicd.stats().ports.len(), 1);
     configure(&mut nicd, vec![]).expect("welcome");

@@ -245,9 +245,10 @@ fn nic_config(topology: &Topology, node: &Node, linux: Option<&LinuxPlan>, place
                     plain: false,
                     queues: u32::from(node.nic.queues),
                 })),
-                (_, None) => {
-                    Some(port_config::Device::Vhost(nic::VhostDevice { socket: places.socket(&format!("{}{letter}.vhost", link.number)) }))
-                }
+                (_, None) => Some(port_config::Device::Vhost(nic::VhostDevice {
+                    socket: places.socket(&format!("{}{letter}.vhost", link.number)),
+                    ..Default::default()
+                })),
             };
             let wire = match link.medium {
                 Medium::Cable => {

@@ -439,9 +439,5 @@ impl Peer {
 /// Maps a file that can no longer shrink: one that can would fault us later.
 fn map_sealed(fd: OwnedFd, len: u64) -> io::Result<Region> {
     let len = usize::try_from(len).map_err(|_| io::ErrorKind::InvalidInput)?;
-    let seals = rustix::fs::fcntl_get_seals(&fd)?;
-    if !seals.contains(rustix::fs::SealFlags::SHRINK) {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "the memory is not sealed against shrinking"));
-    }
-    Region::map(fd, 0, len)
+    Region::map_sealed(fd, 0, len)
 }

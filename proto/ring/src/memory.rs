@@ -164,6 +164,20 @@ mod memfd {
             Ok(Self { mapping: Arc::new(Mapping { base, len, backing: Backing::Memfd { fd, mapped } }) })
         }
 
+        /// As [`Region::map`], of a file that can no longer shrink: a peer that shrinks one
+        /// ends whoever touches its memory, by SIGBUS.
+        ///
+        /// # Errors
+        /// `InvalidInput` if the file may shrink; else as [`Region::map`].
+        pub fn map_sealed(fd: OwnedFd, offset: u64, len: usize) -> io::Result<Self> {
+            // Before `map` looks at the length: what shrinks in between is sealed short.
+            // What cannot be sealed at all has no seals.
+            if !fcntl_get_seals(&fd).is_ok_and(|seals| seals.contains(SealFlags::SHRINK)) {
+                return Err(io::Error::new(io::ErrorKind::InvalidInput, "the memory is not sealed against shrinking (F_SEAL_SHRINK)"));
+            }
+            Self::map(fd, offset, len)
+        }
+
         /// The file behind the region, to hand to another process; `None` on the heap.
         pub fn fd(&self) -> Option<BorrowedFd<'_>> {
             match &self.mapping.backing {

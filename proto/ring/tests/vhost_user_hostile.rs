@@ -6,6 +6,7 @@ use ringlab_ring::doorbell::Doorbell;
 use ringlab_ring::memory::Region;
 use ringlab_ring::packed::{Features, Layout, Position, RingError, VringBase};
 use ringlab_ring::vhost_user::{BackDevice, BackError, BackEvent, Connection, Handled, NetConfig, Vring};
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use std::io::{IoSlice, Read};
 use std::mem::MaybeUninit;
@@ -207,6 +208,29 @@ fn features_that_were_not_offered_are_refused() {
     almost_ready(&mut b, 0);
     b.kick(0).expect("accepted");
     assert!(matches!(b.refuses(Req::SET_FEATURES, &(PACKED | 1 << 29).to_ne_bytes(), &[]), BackError::Features(_)));
+}
+
+#[test]
+fn memory_that_may_shrink_is_refused_unless_permitted() {
+    let memory = || {
+        let fd = memfd_create("loose", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).expect("memfd");
+        ftruncate(&fd, 65536).expect("as long as the region");
+        fd
+    };
+    let body = table(&[[0, 65536, 0x7000_0000, 0]]);
+    let mut b = bench();
+    let error = b.refuses(Req::SET_MEM_TABLE, &body, &[memory().as_fd()]);
+    assert!(matches!(&error, BackError::Map { index: 0, source } if source.to_string().contains("F_SEAL_SHRINK")), "{error}");
+    let grown = memory();
+    fcntl_add_seals(&grown, SealFlags::GROW).expect("sealed");
+    let error = bench().refuses(Req::SET_MEM_TABLE, &body, &[grown.as_fd()]);
+    assert!(matches!(error, BackError::Map { index: 0, .. }), "{error}");
+    let sealed = memory();
+    fcntl_add_seals(&sealed, SealFlags::SHRINK).expect("sealed");
+    bench().accepts(Req::SET_MEM_TABLE, &body, &[sealed.as_fd()]);
+    let mut b = bench();
+    b.back.permit_unsealed();
+    b.accepts(Req::SET_MEM_TABLE, &body, &[memory().as_fd()]);
 }
 
 #[test]

@@ -151,6 +151,7 @@ pub struct Connection {
     protocol: Protocol,
     map: Option<Arc<MemoryMap>>,
     vrings: Vec<VringState>,
+    unsealed: bool,
 }
 
 const PROTOCOL: Protocol = Protocol::MQ.union(Protocol::REPLY_ACK).union(Protocol::CONFIG).union(Protocol::RESET_DEVICE);
@@ -166,7 +167,13 @@ impl Connection {
         socket.set_nonblocking(true)?;
         let vrings = (0..config.vrings()).map(|_| VringState::default()).collect();
         let (features, protocol) = (Features::empty(), Protocol::empty());
-        Ok(Self { socket, reader: Reader::new(), config, features, protocol, map: None, vrings })
+        Ok(Self { socket, reader: Reader::new(), config, features, protocol, map: None, vrings, unsealed: false })
+    }
+
+    /// Takes memory that is not sealed against shrinking, too: a front end that shrinks it
+    /// ends this process.
+    pub fn permit_unsealed(&mut self) {
+        self.unsealed = true;
     }
 
     /// The link went up or down, or the MTU changed: shown to the next who asks.
@@ -299,7 +306,7 @@ impl Connection {
     }
 
     fn set_mem_table(&mut self, m: Message, device: &mut impl BackDevice) -> Result<(), BackError> {
-        let map = Arc::new(memory_table(m)?);
+        let map = Arc::new(memory_table(m, self.unsealed)?);
         for at in 0..self.vrings.len() {
             self.stop(at, device);
         }

@@ -95,8 +95,8 @@ impl VringState {
     }
 }
 
-/// `SET_MEM_TABLE`: maps what the message names.
-pub(super) fn memory_table(message: Message) -> Result<MemoryMap, BackError> {
+/// `SET_MEM_TABLE`: maps what the message names; `unsealed`: also what may shrink.
+pub(super) fn memory_table(message: Message, unsealed: bool) -> Result<MemoryMap, BackError> {
     const ENTRY: usize = 32;
     if message.body.len() < 8 {
         return Err(message.bad_size());
@@ -112,7 +112,8 @@ pub(super) fn memory_table(message: Message) -> Result<MemoryMap, BackError> {
         let bad = RingError::BadRegion(gpa);
         let end = offset.checked_add(size).and_then(|end| usize::try_from(end).ok()).ok_or(bad)?;
         // From the start of the file: offsets need not be multiples of the page size.
-        let region = Region::map(fd, 0, end).map_err(|source| BackError::Map { index, source })?;
+        let mapped = if unsealed { Region::map(fd, 0, end) } else { Region::map_sealed(fd, 0, end) };
+        let region = mapped.map_err(|source| BackError::Map { index, source })?;
         map.add(gpa, size, user, region, offset)?;
     }
     Ok(map)
