@@ -19,8 +19,8 @@ fn fetch_gets_what_httpd_serves() {
 
 #[test]
 fn large_files_arrive_whole_and_missing_ones_are_404() {
-    let dir = std::env::temp_dir().join(format!("ringlab-programs-{}", std::process::id()));
-    std::fs::create_dir_all(&dir).expect("made");
+    let folder = Folder::new();
+    let dir = &folder.0;
     let data: Vec<u8> = (0..3_000_000u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
     std::fs::write(dir.join("data.bin"), &data).expect("written");
     let mut lab = Lab::new();
@@ -31,7 +31,25 @@ fn large_files_arrive_whole_and_missing_ones_are_404() {
     assert!(std::fs::read(&copy).expect("written") == data);
     let (exit, job) = lab.on_a(&["fetch", "-f", "http://b/none"]);
     assert_eq!((exit.code, job.stderr.as_str()), (22, "fetch: the server answered 404 Not Found\n"));
-    std::fs::remove_dir_all(&dir).expect("removed");
+}
+
+/// A directory of the test's own, removed when dropped: also when the test fails.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new() -> Self {
+        let dir = std::env::temp_dir().join(format!("ringlab-programs-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).expect("made");
+        Self(dir)
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        // In a failing test there is nobody to tell.
+        let removed = std::fs::remove_dir_all(&self.0);
+        assert!(std::thread::panicking() || removed.is_ok(), "{removed:?}");
+    }
 }
 
 #[test]
