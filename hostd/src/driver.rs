@@ -14,7 +14,7 @@
 //! fragment, or, where that is shared, into a buffer of its own.
 
 use arrayvec::ArrayVec;
-use ringlab_kernel::dev::net_device::{Features as DevFeatures, NetDriver, RxFrame};
+use ringlab_kernel::dev::net_device::{Features as DevFeatures, NetDriver, RxFrame, TxIrq};
 use ringlab_kernel::skb::{Frag, MAX_SKB_FRAGS, SkBuff};
 use ringlab_ring::doorbell::Doorbell;
 use ringlab_ring::memory::Region;
@@ -113,10 +113,22 @@ struct Pair {
     /// NAPI masked the interrupt.
     masked: bool,
     /// The kernel wants to hear of transmitted packets.
-    tx_irq: bool,
+    tx_irq: TxIrq,
     /// It shall hear of those that are done now: there is nothing better to do.
     tx_due: bool,
+    /// It waits for so few that it looks for them by and by.
+    lazy: bool,
 }
+
+/// Descriptors of sent packets for which the device is asked to interrupt (`tx-frames` of `ethtool -C`).
+const TX_FRAMES: u16 = 16;
+/// How long fewer of them wait at the most, in microseconds (`tx-usecs`), unless somebody waits for them. Whatever
+/// wakes the host takes them along: packets that come in, programs that run, a look at the statistics. An interrupt
+/// for the one packet of a request would wake the host just before its answer does.
+///
+/// Deviation: real NICs wait some tens of microseconds. As long as nobody waits only `SIOCOUTQ` could tell, and it runs
+/// after them.
+pub const TX_USECS: u64 = 1_000_000;
 
 /// One network interface card and its rings.
 pub struct Nic {
@@ -131,7 +143,8 @@ pub struct Nic {
 impl Nic {
     /// A card without a device; `layouts` lie in the region of `pool`, outside it.
     pub fn new(pool: Pool, layouts: &[PairLayout]) -> Self {
-        let pair = |&layout| Pair { layout, rings: None, orphans: VecDeque::new(), masked: false, tx_irq: false, tx_due: false };
+        let pair =
+            |&layout| Pair { layout, rings: None, orphans: VecDeque::new(), masked: false, tx_irq: TxIrq::Off, tx_due: false, lazy: false };
         Self { pool, pairs: layouts.iter().map(pair).collect(), attachment: None, error: None, awake: true }
     }
 
@@ -150,7 +163,9 @@ impl Nic {
             if let Some(rings) = &mut pair.rings {
                 rings.rx.disable_call();
                 rings.tx.disable_call();
-                refill(&self.pool, &mut rings.rx);
+                let mut run = Run { pool: &self.pool, start: 0, end: 0 };
+                refill(&self.pool, &mut rings.rx, |buf| run.extend(buf));
+                run.populate();
             }
         }
         Ok(())
@@ -214,26 +229,35 @@ impl Nic {
     /// The event loop is about to sleep: unmasked queues interrupt. `false` if there is work already; then it must not sleep.
     pub fn sleep(&mut self) -> bool {
         self.awake = false;
-        let mut idle = true;
-        for pair in &mut self.pairs {
-            idle &= !pair.arm();
-        }
+        let idle = self.pairs.iter_mut().fold(true, |idle, pair| idle & !pair.arm());
         if !idle {
             self.wake();
+            return false;
         }
-        idle
+        for queue in 0..self.pairs.len() {
+            if self.pairs[queue].is_urgent() {
+                // A device that fell asleep before the interrupt was asked for looks again.
+                self.ring(queue as u16);
+            }
+        }
+        true
     }
 
     /// The event loop has nothing else to do: sent packets that somebody waits for raise their interrupt. True if there are any.
     pub fn reap(&mut self) -> bool {
         let mut any = false;
         for pair in &mut self.pairs {
-            if pair.tx_irq && !pair.masked && pair.rings.as_ref().is_some_and(|r| r.tx.has_used()) {
+            if pair.tx_irq != TxIrq::Off && !pair.masked && pair.rings.as_ref().is_some_and(|r| r.tx.has_used()) {
                 pair.tx_due = true;
                 any = true;
             }
         }
         any
+    }
+
+    /// True if a queue waits for sent packets, and no interrupt will come for them ([`TX_USECS`]).
+    pub fn is_lazy(&self) -> bool {
+        self.pairs.iter().any(|p| p.lazy)
     }
 
     /// True if the queue's interrupt line is raised: there is work, and NAPI has not masked it.
@@ -281,7 +305,7 @@ impl Nic {
 
     fn rx_refill(&mut self, queue: u16) {
         if let Some(rings) = self.pairs.get_mut(usize::from(queue)).and_then(|p| p.rings.as_mut())
-            && refill(&self.pool, &mut rings.rx)
+            && refill(&self.pool, &mut rings.rx, |_| ())
         {
             self.kick_rx(queue);
         }
@@ -375,9 +399,11 @@ impl Pair {
         }
         let Some(rings) = &mut self.rings else { return !self.orphans.is_empty() };
         let mut work = rings.rx.enable_call() | !self.orphans.is_empty();
-        let size = self.layout.tx.size;
-        let used = size - rings.tx.free().min(size);
-        if self.tx_irq && used > 0 {
+        let (size, used) = (self.layout.tx.size, self.layout.tx.size.saturating_sub(rings.tx.free()));
+        self.lazy = self.tx_irq == TxIrq::Lazy && (1..TX_FRAMES).contains(&used);
+        if self.lazy {
+            rings.tx.disable_call();
+        } else if self.tx_irq != TxIrq::Off && used > 0 {
             // As Linux does: once three quarters of what is out is back.
             self.tx_due = rings.tx.enable_call_after((used / 4 * 3).max(1));
             work |= self.tx_due;
@@ -387,6 +413,13 @@ impl Pair {
             rings.tx.disable_call();
         }
         work
+    }
+
+    /// Somebody waits for packets too few for the device to mind them by itself.
+    fn is_urgent(&self) -> bool {
+        let size = self.layout.tx.size;
+        let used = |rings: &Rings| (1..TX_FRAMES).contains(&size.saturating_sub(rings.tx.free()));
+        self.tx_irq == TxIrq::Now && !self.masked && self.rings.as_ref().is_some_and(used)
     }
 }
 
@@ -418,7 +451,7 @@ fn receive(ring: &mut DriverQueue<Buf>, queue: u16) -> Result<Option<RxFrame>, D
 }
 
 /// Fills a receive ring in batches. True if buffers were added.
-fn refill(pool: &Pool, ring: &mut DriverQueue<Buf>) -> bool {
+fn refill(pool: &Pool, ring: &mut DriverQueue<Buf>, mut on_added: impl FnMut(&Buf)) -> bool {
     /// Fewer free descriptors are left for the next time.
     const BATCH: u16 = 16;
     let mut added = false;
@@ -428,12 +461,37 @@ fn refill(pool: &Pool, ring: &mut DriverQueue<Buf>) -> bool {
     while ring.free() > 0 {
         let Some(buf) = pool.alloc(RX_BUF) else { break };
         let at = (buf.offset(), RX_BUF);
+        on_added(&buf);
         if ring.add(&[], &[at], buf).is_err() {
             break;
         }
         added = true;
     }
     added
+}
+
+/// Receive buffers that lie one behind the other. They get their memory before frames come: a fault a frame
+/// takes longer than its copy.
+struct Run<'a> {
+    pool: &'a Pool,
+    start: u64,
+    end: u64,
+}
+
+impl Run<'_> {
+    fn extend(&mut self, buf: &Buf) {
+        if buf.offset() != self.end {
+            self.populate();
+            self.start = buf.offset();
+        }
+        self.end = buf.offset() + u64::from(buf.capacity());
+    }
+
+    fn populate(&self) {
+        if let Err(error) = self.pool.region().populate(self.start, (self.end - self.start) as usize) {
+            tracing::debug!(%error, "receive buffers get their memory when frames come");
+        }
+    }
 }
 
 type Descs = ArrayVec<(u64, u32), MAX_TX_DESCS>;
@@ -504,7 +562,7 @@ impl NetDriver for RingDriver {
     fn irq_enable(&mut self, queue: u16) -> bool {
         self.nic.borrow_mut().irq_enable(queue)
     }
-    fn tx_irq(&mut self, queue: u16, wanted: bool) {
+    fn tx_irq(&mut self, queue: u16, wanted: TxIrq) {
         if let Some(pair) = self.nic.borrow_mut().pairs.get_mut(usize::from(queue)) {
             pair.tx_irq = wanted;
         }

@@ -15,7 +15,7 @@
 
 use crate::config::{ConfigError, HostSpec};
 use crate::control::{Command, Handle, command_channel};
-use crate::driver::Nic;
+use crate::driver::{Nic, TX_USECS};
 use crate::host::{Arenas, Clock, Shared, Wakes};
 use crate::link::{Link, region_for};
 use crate::programs::process::Streams;
@@ -119,6 +119,8 @@ struct EventLoop {
     events: Vec<epoll::Event>,
     spinner: Spinner,
     last_look: Instant,
+    /// When to look for sent packets that raise no interrupt.
+    tx_look: Option<Instant>,
     stopped: bool,
 }
 
@@ -149,6 +151,7 @@ impl EventLoop {
             alarm,
             events: Vec::with_capacity(64),
             last_look: Instant(0),
+            tx_look: None,
             stopped: false,
         };
         for (interface, layouts) in this.spec.interfaces.clone().into_iter().zip(layouts) {
@@ -172,6 +175,7 @@ impl EventLoop {
             } else if !self.spin() && self.arm() {
                 self.listeners.drain(&mut self.shared.kernel(), true);
                 let began = self.shared.now();
+                self.tend_lazy(began);
                 self.alarm.set(began.0, self.sleep_limit().map(|at| at.0)).context("timerfd_settime")?;
                 self.look(true)?;
                 self.spinner.slept(self.shared.now().since(began));
@@ -269,7 +273,16 @@ impl EventLoop {
     fn sleep_limit(&self) -> Option<Instant> {
         let timer = self.shared.kernel().poll_timeout();
         let retry = self.links.iter().filter_map(Link::retry_at).min();
-        timer.into_iter().chain(retry).min()
+        timer.into_iter().chain(retry).chain(self.tx_look).min()
+    }
+
+    /// Sets when sent packets are looked for that raise no interrupt: every turn takes those that are done.
+    fn tend_lazy(&mut self, now: Instant) {
+        if !self.links.iter().any(Link::is_lazy) {
+            self.tx_look = None;
+        } else if self.tx_look.is_none_or(|at| at <= now) {
+            self.tx_look = Some(now + Duration::from_micros(TX_USECS));
+        }
     }
 
     /// Looks at the descriptors, and waits for one if `wait`; the alarm is one of them.
@@ -327,6 +340,11 @@ impl EventLoop {
             }
             Command::Signal(id, signal) => self.programs.signal(&self.shared, id, signal),
             Command::Stats(tell) => {
+                // What was sent and is done belongs to them.
+                self.links.iter().for_each(|link| {
+                    link.reap();
+                });
+                self.take_interrupts();
                 let _ = tell.send(stats::collect(&self.shared));
             }
             Command::Programs(tell) => {

@@ -128,6 +128,11 @@ impl Link {
         self.nic.borrow_mut().reap()
     }
 
+    /// True if sent packets wait to be looked for ([`crate::driver::TX_USECS`]).
+    pub fn is_lazy(&self) -> bool {
+        self.nic.borrow().is_lazy()
+    }
+
     /// Unmasks the device's interrupts; `false` if there is work already.
     pub fn sleep(&self) -> bool {
         self.nic.borrow_mut().sleep()

@@ -186,18 +186,19 @@ impl Nic {
         self.on_change(at, Changes::default(), poller);
     }
 
-    /// One round over all ports that are awake; true if one had work.
-    pub fn poll(&mut self, now: Instant, poller: &Poller) -> bool {
+    /// One round over all ports that are awake; true if one had work. Delayed frames are handed over up to `early` ns
+    /// before their time.
+    pub fn poll(&mut self, now: Instant, early: u64, poller: &Poller) -> bool {
         let mut work = false;
         for at in 0..self.ports.len() {
             // Out of its place while polled, so that the bridge reaches the others.
             let Some(mut port) = self.ports[at].take_if(|p| p.awake) else { continue };
             let polled = match &mut self.bridge {
-                None => port.poll(now, None),
+                None => port.poll(now, early, None),
                 Some(bridge) => {
                     let (ports, touched) = (&mut self.ports, &mut self.touched);
                     let mut forward = |core: &mut Port, frame: Frame<'_>| bridge_frame(now, at as u16, bridge, ports, touched, core, frame);
-                    port.poll(now, Some(&mut forward))
+                    port.poll(now, early, Some(&mut forward))
                 }
             };
             port.flush(now);
@@ -245,11 +246,17 @@ impl Nic {
         self.ports.iter().flatten().filter_map(|p| p.wire.deadline()).min()
     }
 
-    /// Wakes the ports whose time has come.
-    pub fn on_time(&mut self, now: Instant, poller: &Poller) {
+    /// True if a port waits for the moment of a frame handed over early.
+    pub fn is_timed(&self) -> bool {
+        self.ports.iter().flatten().any(|p| p.timed)
+    }
+
+    /// Wakes the ports whose time has come, and those with a delayed frame due up to `early` ns later.
+    pub fn on_time(&mut self, now: Instant, early: u64, poller: &Poller) {
         for at in 0..self.ports.len() {
             let Some(port) = &mut self.ports[at] else { continue };
-            if port.deadline.is_some_and(|d| d <= now) {
+            let due = early > 0 && port.wire.deadline().is_some_and(|d| d <= now.plus_nanos(early));
+            if due || port.deadline.is_some_and(|d| d <= now) {
                 port.wake();
             }
             if let Medium::Cable(cable) = &mut port.wire.medium

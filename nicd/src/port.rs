@@ -31,8 +31,14 @@ const BATCH: usize = 64;
 const PACKET_BUFFER_NS: u64 = 420_000;
 /// How soon buffers are looked for that nobody rings for.
 const BUFFERS_NS: u64 = 50_000;
-/// How soon the completions of a few frames are looked for: the peer rings for many.
+/// How soon the completions of a few frames are looked for if the driver waits for them: the peer rings for many.
 const COMPLETION_NS: u64 = 1_000_000;
+/// And if it does not.
+const LAZY_COMPLETION_NS: u64 = 1_000_000_000;
+/// Octets of a driver's memory that are mapped when its rings start, not when the first frame touches them.
+pub const PREFAULT: usize = 16 << 20;
+/// How long before its time a frame may be handed over by the peer.
+const MOST_EARLY_NS: u64 = 1_000_000;
 /// How often a driver that never rings is polled.
 const NO_KICK_NS: u64 = 100_000;
 
@@ -68,6 +74,8 @@ pub struct NicPort {
     entry: Box<Entry>,
     stall: Stall,
     completions: bool,
+    /// The next frame from the wire was handed over before its time.
+    pub timed: bool,
 }
 
 /// Whether received frames wait for buffers.
@@ -118,21 +126,22 @@ impl NicPort {
             entry: Box::default(),
             stall: Stall::No,
             completions: false,
+            timed: false,
         }
     }
 
     /// One bounded round of everything; true if there was work. With `bridge`, frames
-    /// from the wire go there.
+    /// from the wire go there. Delayed frames are handed over up to `early` ns before their time.
     ///
     /// # Errors
     /// The first fault; work before it stands.
-    pub fn poll(&mut self, now: Instant, bridge: Option<&mut Bridge<'_>>) -> Result<bool, Fault> {
+    pub fn poll(&mut self, now: Instant, early: u64, bridge: Option<&mut Bridge<'_>>) -> Result<bool, Fault> {
         let mut work = 0;
         let core = &mut self.core;
         if let Some(session) = self.wire.session() {
             work += session.completed(|token| core.complete(token))?;
         }
-        work += self.wire.release_due(now, &mut self.core.counters)?;
+        work += self.wire.release_due(now, early, &mut self.core.counters)?;
         work += self.poll_device(now)?;
         work += self.poll_wire(now, bridge)?;
         Ok(work > 0)
@@ -249,12 +258,26 @@ impl NicPort {
                 Ok(false) => break Ok(n),
                 Err(e) => break Err(e.into()),
             }
+            // A time further ahead is not one that a peer hands frames over for: it gets no more of our patience.
+            if entry.due.is_some_and(|due| due > now.0 && due - now.0 < MOST_EARLY_NS) {
+                session.put_back(&entry);
+                if !std::mem::replace(&mut self.timed, true)
+                    && let Device::Vhost(vhost) = &self.device
+                {
+                    // The driver's host wakes up meanwhile, and finds nothing yet.
+                    vhost.call(1);
+                }
+                break Ok(n);
+            }
             let delivered = match session.pieces(&entry) {
                 Ok(pieces) => self.deliver(now, &VnetHdr::parse(&entry.header), &pieces, bridge.as_deref_mut()),
                 Err(e) => Err(e.into()),
             };
             match delivered {
-                Ok(Delivered::Yes) => n += 1,
+                Ok(Delivered::Yes) => {
+                    n += 1;
+                    self.timed = false;
+                }
                 Ok(Delivered::Wait) => {
                     session.put_back(&entry);
                     break Ok(n);
@@ -377,13 +400,14 @@ impl NicPort {
                 Sleep::Work | Sleep::Idle => {}
             }
         }
+        let completion = if self.completions && self.core.wants_completions() { COMPLETION_NS } else { LAZY_COMPLETION_NS };
         let soon = |on: bool, ns| on.then(|| now.plus_nanos(ns));
         // The driver rings for the first new buffer, and the frame may need more.
         let stall = if let Stall::Until(end) = self.stall { Some(end.min(now.plus_nanos(BUFFERS_NS))) } else { None };
         let must_poll = matches!(&self.device, Device::Vhost(v) if v.must_poll());
         let retry = if let Medium::Cable(cable) = &self.wire.medium { cable.deadline() } else { None };
         let all =
-            [self.core.deadline(), self.wire.deadline(), stall, retry, soon(self.completions, COMPLETION_NS), soon(must_poll, NO_KICK_NS)];
+            [self.core.deadline(), self.wire.deadline(), stall, retry, soon(self.completions, completion), soon(must_poll, NO_KICK_NS)];
         self.deadline = all.into_iter().flatten().min();
         self.awake = false;
         Ok(false)
@@ -419,6 +443,12 @@ impl NicPort {
         }
         if changes.rings {
             self.stall = Stall::No;
+            for r in self.core.map().regions() {
+                // Without it the frames take the faults.
+                if let Err(error) = r.region.populate_present(PREFAULT) {
+                    tracing::debug!(%error, "driver's memory not mapped beforehand");
+                }
+            }
         }
         let up = self.wire.carrier();
         if up == self.link_up {

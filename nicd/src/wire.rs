@@ -267,7 +267,7 @@ impl Wire {
         let octets = wire::octets_of(held.len, &held.offload);
         if self.is_transparent() {
             counters.add(Nic::WireTxBytes, octets);
-            return self.emit(counters, held);
+            return self.emit(counters, held, None);
         }
         match self.impair.admit(now, octets) {
             Verdict::Drop(DropReason::Lost) => {
@@ -278,7 +278,7 @@ impl Wire {
             Verdict::Deliver(at) => {
                 counters.add(Nic::WireTxBytes, octets);
                 if at <= now && self.line.is_empty() && self.emit_room()? {
-                    return self.emit(counters, held);
+                    return self.emit(counters, held, None);
                 }
                 counters.inc(Nic::WireDelayed);
                 self.line.push(at, held);
@@ -287,20 +287,22 @@ impl Wire {
         Ok(())
     }
 
-    /// Sends the frames whose time has come. Returns their number.
+    /// Sends the frames whose time has come, over a cable also those due up to `early` ns later: the peer waits
+    /// for their time. Returns their number.
     ///
     /// # Errors
     /// What ends the cable's session.
-    pub fn release_due(&mut self, now: Instant, counters: &mut NicCounters) -> Result<usize, SessionError> {
+    pub fn release_due(&mut self, now: Instant, early: u64, counters: &mut NicCounters) -> Result<usize, SessionError> {
         (self.full, self.late) = (false, false);
         let mut n = 0;
-        while self.line.next_due().is_some_and(|at| at <= now) {
+        let until = if matches!(self.medium, Medium::Cable(_)) { now.plus_nanos(early) } else { now };
+        while self.line.next_due().is_some_and(|at| at <= until) {
             if !self.emit_room()? {
                 self.late = true;
                 break;
             }
-            let Some((_, held)) = self.line.pop_due(now) else { break };
-            self.emit(counters, held)?;
+            let Some((at, held)) = self.line.pop_due(until) else { break };
+            self.emit(counters, held, (at > now).then_some(at))?;
             n += 1;
         }
         Ok(n)
@@ -310,12 +312,12 @@ impl Wire {
         self.session().map_or(Ok(true), Session::has_room)
     }
 
-    fn emit(&mut self, counters: &mut NicCounters, held: Held) -> Result<(), SessionError> {
+    fn emit(&mut self, counters: &mut NicCounters, held: Held, due: Option<Instant>) -> Result<(), SessionError> {
         match &mut self.medium {
             Medium::None => {}
             Medium::Cable(cable) => {
                 if let Some(session) = cable.session() {
-                    session.send_held(held);
+                    session.send_held(held, due);
                 }
             }
             Medium::Tap(side) => {

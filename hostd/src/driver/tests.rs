@@ -168,11 +168,11 @@ fn sent_packets_interrupt_only_when_somebody_waits_or_the_ring_is_half_full() {
     assert!(!b.nic.borrow().interrupting(0) && !b.nic.borrow_mut().reap());
     assert!(b.nic.borrow_mut().sleep(), "nobody waits for it: it may lie");
     b.nic.borrow_mut().wake();
-    b.driver.tx_irq(0, true);
+    b.driver.tx_irq(0, TxIrq::Now);
     assert!(!b.nic.borrow().interrupting(0), "not while there is other work");
     assert!(b.nic.borrow_mut().reap() && b.nic.borrow().interrupting(0));
     assert!(b.driver.tx_done(0).is_some() && b.driver.tx_done(0).is_none());
-    b.driver.tx_irq(0, false);
+    b.driver.tx_irq(0, TxIrq::Off);
     assert!(!b.nic.borrow().interrupting(0));
     for _ in 0..RING / 2 + 1 {
         send(&mut b);

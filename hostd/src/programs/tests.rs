@@ -7,7 +7,7 @@ use super::table::ProgramTable;
 use crate::config::StartSpec;
 use crate::host::{Arenas, Clock, Shared, Wakes};
 use arrayvec::ArrayVec;
-use ringlab_kernel::dev::net_device::{DeviceConfig, Features, IfIndex, MacAddr, NetDriver, RxFrame};
+use ringlab_kernel::dev::net_device::{DeviceConfig, Features, IfIndex, MacAddr, NetDriver, RxFrame, TxIrq};
 use ringlab_kernel::skb::{Frag, SkBuff};
 use ringlab_kernel::{Config, Event, Kernel};
 use ringlab_ring::doorbell::Doorbell;
@@ -78,7 +78,7 @@ impl NetDriver for WireDriver {
         self.masked.set(false);
         self.pending(0)
     }
-    fn tx_irq(&mut self, _: u16, _: bool) {}
+    fn tx_irq(&mut self, _: u16, _: TxIrq) {}
     fn pending(&mut self, _: u16) -> bool {
         !self.done.is_empty() || !self.rx.borrow().is_empty()
     }

@@ -296,9 +296,11 @@ impl Port {
 
     fn receive_whole(&mut self, ring: u16, offload: &Offload, len: usize, frame: &[Slice<'_>]) -> Result<Received, Stopped> {
         let map = self.map.clone();
-        let Some(target) = self.reserve(&map, ring, len)? else { return Ok(Received::NoBuffer) };
-        if target.is_too_small() {
-            return Ok(Received::Done);
+        let mut target = Target::default();
+        match self.reserve(&map, ring, len, &mut target)? {
+            Reserved::No => return Ok(Received::NoBuffer),
+            Reserved::TooSmall => return Ok(Received::Done),
+            Reserved::Yes => {}
         }
         let (csum, header) = match offload {
             Offload::Csum(csum) if !self.features.contains(Features::GUEST_CSUM) => (Some(*csum), Offload::None.to_vnet()),
@@ -315,16 +317,16 @@ impl Port {
         let map = self.map.clone();
         let mut first = true;
         while let Some(len) = segments.next_len() {
-            let Some(target) = self.reserve(&map, ring, len)? else {
-                if first {
-                    return Ok(Received::NoBuffer);
+            let mut target = Target::default();
+            match self.reserve(&map, ring, len, &mut target)? {
+                Reserved::No if first => return Ok(Received::NoBuffer),
+                Reserved::No => {
+                    // The segments before it are in the ring: those left are missed.
+                    self.counters.add(Nic::RxMissed, u64::from(segments.remaining()));
+                    return Ok(Received::Done);
                 }
-                // The segments before it are in the ring: those left are missed.
-                self.counters.add(Nic::RxMissed, u64::from(segments.remaining()));
-                return Ok(Received::Done);
-            };
-            if target.is_too_small() {
-                return Ok(Received::Done);
+                Reserved::TooSmall => return Ok(Received::Done),
+                Reserved::Yes => {}
             }
             segments.emit(&target.pieces).expect("reserved for its length");
             self.fill(ring, &target, Offload::None.to_vnet(), len);
@@ -333,13 +335,12 @@ impl Port {
         Ok(Received::Done)
     }
 
-    /// Takes buffers for a header and `len` octets; `None` if there are too few, with none taken.
-    fn reserve<'m>(&mut self, map: &'m MemoryMap, ring: u16, len: usize) -> Result<Option<Target<'m>>, Stopped> {
+    /// Takes buffers for a header and `len` octets into an empty `target`, which is too large to be moved about.
+    fn reserve<'m>(&mut self, map: &'m MemoryMap, ring: u16, len: usize, target: &mut Target<'m>) -> Result<Reserved, Stopped> {
         let mergeable = self.features.contains(Features::MRG_RXBUF);
         let slot = &mut self.rings[usize::from(ring)];
         let queue = slot.queue.as_mut().expect("asked is_live");
         let need = VNET_HDR_LEN + len;
-        let mut target = Target::default();
         let mut have = 0;
         while have < need {
             let full = target.buffers.is_full() || (!mergeable && have > 0);
@@ -349,17 +350,17 @@ impl Port {
                     queue.unpop(&self.chain);
                 }
                 if !full {
-                    return Ok(None);
+                    return Ok(Reserved::No);
                 }
                 // No number of buffers will do: the frame is lost, not late.
                 self.counters.inc(Nic::RxLengthErrors);
-                return Ok(Some(Target::default()));
+                return Ok(Reserved::TooSmall);
             }
             let before = have;
             target.take(map, &self.chain, &mut have).map_err(|rule| stop(&mut self.stopped, &mut self.counters, ring, rule))?;
             target.buffers.push(Buffer { id: self.chain.id, descs: self.chain.descs, capacity: have - before });
         }
-        Ok(Some(target))
+        Ok(Reserved::Yes)
     }
 
     /// Writes the header and stages the buffers of a frame of `len` octets as used.
@@ -457,6 +458,11 @@ impl Port {
         self.rings.iter().step_by(2).filter_map(|r| r.moderation.deadline()).min()
     }
 
+    /// True if the driver asked to hear of packets that it has sent.
+    pub fn wants_completions(&self) -> bool {
+        self.rings.iter().skip(1).step_by(2).filter_map(|r| r.queue.as_ref()).any(DeviceQueue::calls_enabled)
+    }
+
     /// Before sleeping: asks for kicks of the transmit queues. True: one has work already, and none was asked of it.
     pub fn arm(&mut self) -> bool {
         let stopped = self.stopped;
@@ -510,6 +516,15 @@ fn stop(stopped: &mut bool, counters: &mut NicCounters, ring: u16, rule: RingErr
     Stopped { ring, rule }
 }
 
+/// Whether buffers were taken for a frame.
+enum Reserved {
+    Yes,
+    /// There are too few; none was taken.
+    No,
+    /// Those of this driver never hold such a frame: it was counted.
+    TooSmall,
+}
+
 /// A receive buffer that was taken.
 struct Buffer {
     id: u16,
@@ -526,10 +541,6 @@ struct Target<'m> {
 }
 
 impl<'m> Target<'m> {
-    fn is_too_small(&self) -> bool {
-        self.buffers.is_empty()
-    }
-
     /// Adds the writable segments of a chain: the first twelve octets of all are the header's.
     fn take(&mut self, map: &'m MemoryMap, chain: &Chain, have: &mut usize) -> Result<(), RingError> {
         for segment in chain.segments.iter().filter(|s| s.writable && s.len > 0) {

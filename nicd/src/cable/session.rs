@@ -11,8 +11,10 @@
 
 use super::message::{Fds, Message, receive, send};
 use crate::held::{Held, Reader};
+use crate::port::PREFAULT;
 use arrayvec::ArrayVec;
 use ringlab_device::port::{Pieces, Token, Transmit};
+use ringlab_device::time::Instant;
 use ringlab_ring::cable::{CableError, Consumer, Entry, Fragment, MAX_FRAGMENTS, Producer, STORAGE, reached};
 use ringlab_ring::doorbell::Doorbell;
 use ringlab_ring::memory::Region;
@@ -275,11 +277,11 @@ impl Session {
         true
     }
 
-    /// Sends a frame that lies in [`Self::pool`]. Room was asked for.
-    pub fn send_held(&mut self, frame: Held) {
+    /// Sends a frame that lies in [`Self::pool`], to arrive at `due`. Room was asked for.
+    pub fn send_held(&mut self, frame: Held, due: Option<Instant>) {
         let fragments: ArrayVec<Fragment, { crate::held::MAX_PIECES }> =
             frame.pieces.iter().map(|(buf, len)| Fragment { region: 0, len: *len, offset: buf.offset() }).collect();
-        let position = self.tx.push(&frame.offload.to_vnet().emit(), &fragments);
+        let position = self.tx.push_timed(&frame.offload.to_vnet().emit(), due.map(|at| at.0), &fragments);
         self.held_octets += frame.len;
         self.held.push_back((position, frame));
     }
@@ -431,6 +433,10 @@ impl Peer {
             return Err(SessionError::Protocol("too many regions, or one announced twice"));
         }
         let Ok(region) = map_sealed(fd, len) else { return Ok(false) };
+        // Without it the first frames take the faults.
+        if let Err(error) = region.populate_present(PREFAULT) {
+            tracing::debug!(%error, "peer's memory not mapped beforehand");
+        }
         self.regions.push((id, region));
         Ok(true)
     }

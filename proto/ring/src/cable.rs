@@ -7,8 +7,13 @@
 //! memory of the transmitter's driver), so that a frame crosses the wire with one
 //! copy, made by the receiver. The receiver's head index returned is completion.
 //!
+//! An entry may say when its frame arrives (nanoseconds of `CLOCK_MONOTONIC`, the
+//! same in all processes of a machine): a transmitter that delays frames hands them
+//! over a little early, so that the hand-over is not added to the delay, and the
+//! receiver waits for the moment.
+//!
 //! Positions are free-running counts of 16-octet units; an entry takes one unit
-//! and one more for each fragment. Both sides suppress wake-ups of a side that
+//! and one more for its time, if it has one, and for each fragment. Both sides suppress wake-ups of a side that
 //! runs: a side about to sleep makes its sequence number odd, fences, and looks
 //! again; the other side fences after publishing and rings once for each odd
 //! number. The peer is untrusted: an entry is copied, then checked.
@@ -105,13 +110,24 @@ impl Fragment {
     }
 }
 
+/// In the count of fragments: the unit that follows is the time.
+const TIMED: u16 = 1 << 15;
+
 /// A private copy of an entry, reused from one to the next.
 #[derive(Debug, Default)]
 pub struct Entry {
     /// `virtio_net_hdr_v1`, little-endian.
     pub header: [u8; VNET_HDR_LEN],
+    /// When the frame arrives, as the transmitter says; `None`: now.
+    pub due: Option<u64>,
     /// The frame, in order.
     pub fragments: ArrayVec<Fragment, MAX_FRAGMENTS>,
+}
+
+impl Entry {
+    fn units(&self) -> u32 {
+        1 + u32::from(self.due.is_some()) + self.fragments.len() as u32
+    }
 }
 
 /// The transmitter's side.
@@ -143,12 +159,12 @@ impl Producer {
         self.shared.arena()
     }
 
-    /// True if an entry of `fragments` fits now. Reads the head only when it does not fit by what is known.
+    /// True if an entry of `fragments` fits now, with or without a time. Reads the head only when it does not fit by what is known.
     ///
     /// # Errors
     /// [`CableError::HeadJumped`].
     pub fn has_room(&mut self, fragments: usize) -> Result<bool, CableError> {
-        let need = 1 + fragments as u32;
+        let need = 2 + fragments as u32;
         if UNITS - self.tail.wrapping_sub(self.head) >= need {
             return Ok(true);
         }
@@ -156,24 +172,44 @@ impl Producer {
         Ok(UNITS - self.tail.wrapping_sub(head) >= need)
     }
 
-    /// Stages an entry, for which [`Self::has_room`] was asked. Returns the
-    /// position at which the head must arrive for it to be consumed.
+    /// Stages an entry whose frame arrives now ([`Self::push_timed`]).
+    ///
+    /// # Panics
+    /// As there.
+    #[inline]
+    pub fn push(&mut self, header: &[u8; VNET_HDR_LEN], fragments: &[Fragment]) -> u32 {
+        self.push_timed(header, None, fragments)
+    }
+
+    /// Stages an entry, for which [`Self::has_room`] was asked; with `due`, its frame
+    /// arrives then ([`Entry::due`]). Returns the position at which the head must arrive for it to be consumed.
     ///
     /// # Panics
     /// If there is no room, or no or too many fragments: the caller's own entries.
-    pub fn push(&mut self, header: &[u8; VNET_HDR_LEN], fragments: &[Fragment]) -> u32 {
+    pub fn push_timed(&mut self, header: &[u8; VNET_HDR_LEN], due: Option<u64>, fragments: &[Fragment]) -> u32 {
         let n = fragments.len();
         assert!((1..=MAX_FRAGMENTS).contains(&n), "an entry has fragments");
-        assert!(UNITS - self.tail.wrapping_sub(self.head) > n as u32, "room was asked for");
+        assert!(UNITS - self.tail.wrapping_sub(self.head) > 1 + n as u32, "room was asked for");
         let mut unit = [0; 16];
         unit[..VNET_HDR_LEN].copy_from_slice(header);
-        unit[12..14].copy_from_slice(&(n as u16).to_le_bytes());
-        self.shared.write_unit(self.tail, &unit);
-        for (i, fragment) in fragments.iter().enumerate() {
-            self.shared.write_unit(self.tail.wrapping_add(1 + i as u32), &fragment.emit());
+        let timed = if due.is_some() { TIMED } else { 0 };
+        unit[12..14].copy_from_slice(&(n as u16 | timed).to_le_bytes());
+        self.push_unit(&unit);
+        if let Some(due) = due {
+            let mut unit = [0; 16];
+            unit[..8].copy_from_slice(&due.to_le_bytes());
+            self.push_unit(&unit);
         }
-        self.tail = self.tail.wrapping_add(1 + n as u32);
+        for fragment in fragments {
+            self.push_unit(&fragment.emit());
+        }
         self.tail
+    }
+
+    #[inline]
+    fn push_unit(&mut self, unit: &[u8; 16]) {
+        self.shared.write_unit(self.tail, unit);
+        self.tail = self.tail.wrapping_add(1);
     }
 
     /// True if entries are staged.
@@ -284,25 +320,33 @@ impl Consumer {
             return Ok(false);
         }
         let unit = self.shared.read_unit(self.head);
-        let n = u16::from_le_bytes([unit[12], unit[13]]);
+        let count = u16::from_le_bytes([unit[12], unit[13]]);
+        let (n, timed) = (count & !TIMED, count & TIMED != 0);
         if n == 0 || usize::from(n) > MAX_FRAGMENTS {
             return Err(CableError::FragmentCount(n));
         }
-        if self.tail.wrapping_sub(self.head) < 1 + u32::from(n) {
+        if self.tail.wrapping_sub(self.head) < 1 + u32::from(timed) + u32::from(n) {
             return Err(CableError::EntryCrossesTail(n));
         }
         entry.header.copy_from_slice(&unit[..VNET_HDR_LEN]);
+        let mut at = self.head.wrapping_add(1);
+        entry.due = timed.then(|| {
+            let unit = self.shared.read_unit(at);
+            at = at.wrapping_add(1);
+            u64::from_le_bytes([unit[0], unit[1], unit[2], unit[3], unit[4], unit[5], unit[6], unit[7]])
+        });
         entry.fragments.clear();
-        for i in 0..u32::from(n) {
-            entry.fragments.push(Fragment::parse(self.shared.read_unit(self.head.wrapping_add(1 + i))));
+        for _ in 0..n {
+            entry.fragments.push(Fragment::parse(self.shared.read_unit(at)));
+            at = at.wrapping_add(1);
         }
-        self.head = self.head.wrapping_add(1 + u32::from(n));
+        self.head = at;
         Ok(true)
     }
 
     /// Puts the entry that [`Self::pop`] just gave back: the next one gives it again.
     pub fn unpop(&mut self, entry: &Entry) {
-        self.head = self.head.wrapping_sub(1 + entry.fragments.len() as u32);
+        self.head = self.head.wrapping_sub(entry.units());
     }
 
     /// Reads the tail; true if entries wait.

@@ -43,6 +43,8 @@ enum Backing {
     #[cfg(feature = "std")]
     Memfd {
         fd: std::os::fd::OwnedFd,
+        /// Where in the file the region begins.
+        offset: u64,
         /// Octets of the mapping: the region's, rounded up to pages of the file.
         mapped: usize,
     },
@@ -121,8 +123,8 @@ impl Region {
 #[cfg(feature = "std")]
 mod memfd {
     use super::{Arc, Backing, Mapping, NonNull, PAGE, Region};
-    use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, fstat, ftruncate, memfd_create};
-    use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+    use rustix::fs::{MemfdFlags, SealFlags, SeekFrom, fcntl_add_seals, fcntl_get_seals, fstat, ftruncate, memfd_create, seek};
+    use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, munmap};
     use std::io;
     use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -161,7 +163,48 @@ mod memfd {
             // else aliases it in this process, and it lives until `Mapping` drops.
             let base = unsafe { mmap(core::ptr::null_mut(), mapped, ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED, &fd, offset)? };
             let base = NonNull::new(base.cast()).ok_or(io::ErrorKind::AddrNotAvailable)?;
-            Ok(Self { mapping: Arc::new(Mapping { base, len, backing: Backing::Memfd { fd, mapped } }) })
+            Ok(Self { mapping: Arc::new(Mapping { base, len, backing: Backing::Memfd { fd, offset, mapped } }) })
+        }
+
+        /// Takes memory for `len` octets at `offset` (whole pages round them) and maps it, so that touching them
+        /// first faults no more. A region on the heap is left as it is.
+        ///
+        /// # Errors
+        /// `InvalidInput` if they do not lie in the region; what `madvise(MADV_POPULATE_WRITE)` answers.
+        pub fn populate(&self, offset: u64, len: usize) -> io::Result<()> {
+            let slice = self.slice(offset, len).map_err(|e| io::Error::new(io::ErrorKind::InvalidInput, e))?;
+            if len == 0 || self.fd().is_none() {
+                return Ok(());
+            }
+            let inside = slice.base.as_ptr() as usize % PAGE;
+            let whole = (inside + len).next_multiple_of(PAGE);
+            // SAFETY: from the start of the page in which the range begins to the end of the one in which it ends:
+            // pages of this mapping, which begins and ends on page boundaries. Populating changes no octet.
+            unsafe { madvise(slice.base.as_ptr().sub(inside).cast(), whole, Advice::LinuxPopulateWrite)? };
+            Ok(())
+        }
+
+        /// As [`Region::populate`], for those pages of the file that have memory already, up to `most` octets in all:
+        /// what the other side has filled is reached without a fault.
+        ///
+        /// # Errors
+        /// What `lseek` or `madvise` answers.
+        pub fn populate_present(&self, most: usize) -> io::Result<()> {
+            let Backing::Memfd { fd, offset, .. } = &self.mapping.backing else { return Ok(()) };
+            let end = offset + self.len() as u64;
+            let (mut at, mut left) = (*offset, most as u64);
+            while at < end && left > 0 {
+                // No more data: the rest is a hole.
+                let Ok(from) = seek(fd, SeekFrom::Data(at)) else { break };
+                let to = seek(fd, SeekFrom::Hole(from))?.min(end).min(from.saturating_add(left));
+                if from >= to {
+                    break;
+                }
+                self.populate(from - offset, (to - from) as usize)?;
+                left -= to - from;
+                at = to;
+            }
+            Ok(())
         }
 
         /// As [`Region::map`], of a file that can no longer shrink: a peer that shrinks one

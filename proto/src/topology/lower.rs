@@ -426,7 +426,7 @@ impl Lower {
 
 impl Default for NicParams {
     fn default() -> Self {
-        Self { queues: 1, rx_ring: 512, tx_ring: 512, rx_usecs: 0, rx_frames: 0, irq_affinity: Vec::new(), txqueuelen: 1000 }
+        Self { queues: 1, rx_ring: 256, tx_ring: 256, rx_usecs: 0, rx_frames: 0, irq_affinity: Vec::new(), txqueuelen: 1000 }
     }
 }
 

@@ -29,7 +29,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::net::Ipv4Addr;
 use gro::GroList;
-use net_device::{DeviceConfig, Features, IfIndex, MacAddr, NetDriver, Stats};
+use net_device::{DeviceConfig, Features, IfIndex, MacAddr, NetDriver, Stats, TxIrq};
 use qdisc::pfifo_fast::PfifoFast;
 use ringlab_counters::DropReason;
 
@@ -60,6 +60,19 @@ pub(crate) struct Queue {
     pub(crate) kick: bool,
     /// Packets in the driver that are charged to sockets.
     pub(crate) charged: u32,
+    /// One of them is charged to a socket that has no room to speak of for more.
+    pub(crate) pressed: bool,
+}
+
+impl Queue {
+    /// What depends on hearing of sent packets.
+    pub(crate) fn tx_irq(&self) -> TxIrq {
+        match (self.stopped || self.pressed, self.charged) {
+            (true, _) => TxIrq::Now,
+            (false, 0) => TxIrq::Off,
+            (false, _) => TxIrq::Lazy,
+        }
+    }
 }
 
 /// An interface (Linux `struct net_device`).
@@ -179,6 +192,7 @@ impl Kernel {
                 running: false,
                 kick: false,
                 charged: 0,
+                pressed: false,
             }
         });
         let queues = queues.collect();

@@ -40,7 +40,7 @@ impl Kernel {
         let Some(device) = self.devs.get_mut(dev) else { return true };
         let Some(driver) = device.driver.as_mut() else { return true };
         let q = &mut device.queues[usize::from(queue)];
-        driver.tx_irq(queue, q.stopped || q.charged > 0);
+        driver.tx_irq(queue, q.tx_irq());
         q.napi_scheduled = false;
         if !driver.irq_enable(queue) {
             return true;
@@ -61,6 +61,7 @@ impl Kernel {
             if skb.owner != 0 {
                 let q = &mut device.queues[usize::from(queue)];
                 q.charged = q.charged.saturating_sub(1);
+                q.pressed &= q.charged > 0;
             }
             self.consume_skb(skb);
         }

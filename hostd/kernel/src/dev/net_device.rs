@@ -73,11 +73,22 @@ pub trait NetDriver {
     fn irq_disable(&mut self, queue: u16);
     /// Unmasks it. True if work arrived since the last look: poll again, the interrupt may not come.
     fn irq_enable(&mut self, queue: u16) -> bool;
-    /// Asks for a TX-completion interrupt (the queue is stopped, or packets are
-    /// charged to sockets), or says that none is needed.
-    fn tx_irq(&mut self, queue: u16, wanted: bool);
+    /// Says what depends on hearing of sent packets.
+    fn tx_irq(&mut self, queue: u16, wanted: TxIrq);
     /// True if the queue has frames or completions to take, interrupt or not.
     fn pending(&mut self, queue: u16) -> bool;
+}
+
+/// What depends on the interrupt of a transmit queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum TxIrq {
+    /// Nothing.
+    Off,
+    /// Packets are charged to sockets, which have room for more: an interrupt may be held back until many are
+    /// done, or the host has something else to do (`tx-frames`, `tx-usecs`).
+    Lazy,
+    /// The queue is stopped, or a socket may be: as soon as the ring allows.
+    Now,
 }
 
 /// How to make an interface.

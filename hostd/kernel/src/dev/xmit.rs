@@ -1,6 +1,6 @@
 //! Transmit: queue choice, qdisc, driver, doorbell.
 
-use super::net_device::IfIndex;
+use super::net_device::{IfIndex, TxIrq};
 use crate::Kernel;
 use crate::cpu::Softirq;
 use crate::errno::Errno;
@@ -143,7 +143,7 @@ impl Kernel {
         self.trace_start_xmit(&skb, queue);
         let Some(device) = self.devs.get_mut(dev) else { return Err(skb) };
         let Some(driver) = device.driver.as_mut() else { return Err(skb) };
-        let (octets, charged) = (u64::from(skb.len()), skb.owner != 0);
+        let (octets, charged, pressed) = (u64::from(skb.len()), skb.owner != 0, skb.pressed);
         driver.xmit(queue, vnet::from_skb(&skb), skb)?;
         let full = driver.tx_full(queue);
         device.stats.inc(Netdev::TxPackets);
@@ -151,6 +151,7 @@ impl Kernel {
         let q = &mut device.queues[usize::from(queue)];
         q.kick = true;
         q.charged += u32::from(charged);
+        q.pressed |= pressed;
         self.devs.kick = true;
         if full {
             self.netif_stop_queue(dev, queue);
@@ -181,7 +182,7 @@ impl Kernel {
         }
         device.stats.inc(Netdev::TxQueueStopped);
         let Some(driver) = device.driver.as_mut() else { return };
-        driver.tx_irq(queue, true);
+        driver.tx_irq(queue, TxIrq::Now);
         // Completions that came before the interrupt was asked for raise none.
         if driver.pending(queue) {
             self.napi_schedule(dev, queue);
@@ -221,17 +222,18 @@ impl Kernel {
         }
     }
 
-    /// Somebody waits for the completions of charged packets: an interrupt, please. Those that are there already
-    /// raise none and are taken by the next softirq.
+    /// Packets are charged: an interrupt, sooner or later. Those that are there already raise none; where somebody
+    /// waits for them the next softirq takes them.
     fn ask_for_completions(&mut self, dev: IfIndex, queue: u16) {
         let Some(device) = self.devs.get_mut(dev) else { return };
         let q = &device.queues[usize::from(queue)];
         if q.charged == 0 || q.napi_scheduled {
             return;
         }
+        let irq = q.tx_irq();
         let Some(driver) = device.driver.as_mut() else { return };
-        driver.tx_irq(queue, true);
-        if driver.pending(queue) {
+        driver.tx_irq(queue, irq);
+        if irq == TxIrq::Now && driver.pending(queue) {
             self.napi_schedule(dev, queue);
         }
     }

@@ -274,6 +274,7 @@ impl Kernel {
             piece.csum = Checksum::None;
             if last {
                 piece.owner = core::mem::take(&mut skb.owner);
+                piece.pressed = skb.pressed;
                 piece.truesize = skb.truesize;
             }
             self.trace(Point::IpFragment, piece.id, [u64::from(hdr.frag_off & OFFSET) * 8, u64::from(len), 0, 0]);

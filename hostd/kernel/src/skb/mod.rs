@@ -74,6 +74,8 @@ pub struct SkBuff {
     pub priority: u32,
     /// `IP_MULTICAST_LOOP` is off: members on this host do not get it.
     pub mc_loop_off: bool,
+    /// Its owner has no room to speak of for more: it waits for this one to be sent.
+    pub pressed: bool,
     /// When it arrived.
     pub tstamp: Instant,
     /// IP's findings.
@@ -362,6 +364,7 @@ impl SkBuff {
         to.hash = self.hash;
         to.priority = self.priority;
         to.mc_loop_off = self.mc_loop_off;
+        to.pressed = self.pressed;
         to.tstamp = self.tstamp;
         to.ip = self.ip;
     }
@@ -461,6 +464,7 @@ impl SkBuff {
             truesize,
             priority,
             mc_loop_off,
+            pressed,
             tstamp,
             ip,
             tcp,
@@ -470,7 +474,7 @@ impl SkBuff {
         frags.clear();
         (*len, *id, *dev, *queue, *protocol, *hash, *owner, *truesize, *priority) = (0, 0, 0, 0, 0, 0, 0, 0, 0);
         (*pkt_type, *csum, *gso) = (PacketType::default(), Checksum::default(), None);
-        (*mc_loop_off, *network_back, *mac_back) = (false, 0, 0);
+        (*mc_loop_off, *pressed, *network_back, *mac_back) = (false, false, 0, 0);
         *tstamp = Instant::default();
         *ip = IpCb::default();
         *tcp = TcpCb::default();

@@ -271,6 +271,7 @@ impl Kernel {
         skb.hash = sk.txhash;
         skb.mc_loop_off = sk.inet.mc_loop_off;
         sk.wmem_alloc += skb.truesize;
+        skb.pressed = !sk.is_writeable();
     }
 
     /// `EMSGSIZE`, and the entry of the error queue that goes with it (Linux `ip_local_error`).

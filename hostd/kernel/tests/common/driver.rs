@@ -2,7 +2,7 @@
 
 use super::Frame;
 use arrayvec::ArrayVec;
-use ringlab_kernel::dev::net_device::{Features, NetDriver, RxFrame};
+use ringlab_kernel::dev::net_device::{Features, NetDriver, RxFrame, TxIrq};
 use ringlab_kernel::skb::{Frag, SkBuff};
 use ringlab_ring::pool::Pool;
 use ringlab_ring::vnet::VnetHdr;
@@ -245,8 +245,9 @@ impl NetDriver for Driver {
         })
     }
 
-    fn tx_irq(&mut self, queue: u16, wanted: bool) {
-        self.with(queue, |q, _| q.tx_irq = wanted);
+    fn tx_irq(&mut self, queue: u16, wanted: TxIrq) {
+        // A real NIC's moderation hides no more than some microseconds: none here.
+        self.with(queue, |q, _| q.tx_irq = wanted != TxIrq::Off);
     }
 
     fn pending(&mut self, queue: u16) -> bool {

@@ -375,6 +375,12 @@ impl DeviceQueue {
         }
     }
 
+    /// True if the driver asks to be told of returned chains, soon or late.
+    #[inline]
+    pub fn calls_enabled(&self) -> bool {
+        !matches!(EventMode::parse(self.ring.driver_event(), self.size, self.features), Ok(EventMode::Disable))
+    }
+
     /// The driver need not ring. A hint: it may still do.
     #[inline]
     pub fn disable_kick(&mut self) {
