@@ -248,6 +248,8 @@ pub struct SockOpts {
     pub mark: u32,
     /// `SO_TIMESTAMP`.
     pub timestamp: bool,
+    /// `SO_MAX_PACING_RATE`, octets a second; `None`: no bound.
+    pub max_pacing_rate: Option<u32>,
 }
 
 /// `IPPROTO_IP` options.
@@ -390,7 +392,9 @@ impl Kernel {
         let id = SockId(owner);
         let Some(sk) = self.socks.get_mut(id) else { return };
         sk.wmem_alloc = sk.wmem_alloc.saturating_sub(truesize);
-        if !sk.wq.entries.is_empty() && !matches!(sk.proto, Proto::Tcp(_)) {
+        if matches!(sk.proto, Proto::Tcp(_)) {
+            self.tcp_wfree(id);
+        } else if !sk.wq.entries.is_empty() {
             let mut sk = self.socks.take(id).expect("looked up above");
             self.sk_write_space(&mut sk);
             self.socks.put(sk);

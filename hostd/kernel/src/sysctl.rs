@@ -190,6 +190,7 @@ sysctls! {
     "net.ipv4.tcp_max_reordering", tcp_max_reordering: i64 = 300, COUNT;
     "net.ipv4.tcp_max_orphans", tcp_max_orphans: i64 = 65_536, INT;
     "net.ipv4.tcp_challenge_ack_limit", tcp_challenge_ack_limit: i64 = INT.1, INT;
+    "net.ipv4.tcp_limit_output_bytes", tcp_limit_output_bytes: i64 = 4 << 20, (0, INT.1);
     "net.ipv4.tcp_notsent_lowat", tcp_notsent_lowat: i64 = 0xffff_ffff, (0, 0xffff_ffff);
     "net.ipv4.tcp_min_snd_mss", tcp_min_snd_mss: i64 = 48, (48, 65535);
     "net.ipv4.tcp_tso_win_divisor", tcp_tso_win_divisor: i64 = 3, INT;

@@ -11,6 +11,8 @@ pub struct CpuStat {
     pub net_tx_softirqs: u64,
     /// Runs of `TIMER_SOFTIRQ`.
     pub timer_softirqs: u64,
+    /// Runs of `TASKLET_SOFTIRQ`.
+    pub tasklet_softirqs: u64,
     /// Calls of a NAPI poll function.
     pub napi_polls: u64,
     /// Frames that they took (`softnet_stat` column 1).

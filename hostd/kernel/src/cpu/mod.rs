@@ -35,6 +35,8 @@ bitflags::bitflags! {
         const NET_TX = 1 << 2;
         /// `NET_RX_SOFTIRQ`.
         const NET_RX = 1 << 3;
+        /// `TASKLET_SOFTIRQ`.
+        const TASKLET = 1 << 6;
     }
 }
 

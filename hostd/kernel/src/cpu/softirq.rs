@@ -1,4 +1,4 @@
-//! Softirqs: `NET_RX`, `NET_TX`, `TIMER`, and the thread that gets what is left over.
+//! Softirqs: `NET_RX`, `NET_TX`, `TIMER`, `TASKLET` (of TCP's small queues), and the thread that gets what is left over.
 
 use super::{Napi, Softirq};
 use crate::Kernel;
@@ -50,6 +50,7 @@ impl Kernel {
             match which {
                 Softirq::TIMER => self.run_timer_softirq(),
                 Softirq::NET_TX => self.net_tx_action(),
+                Softirq::TASKLET => self.tcp_tasklet_func(),
                 _ => self.net_rx_action(),
             }
             self.wfree_deferred();

@@ -79,6 +79,7 @@ impl Kernel {
         if let Some(last) = out.back_mut() {
             last.owner = core::mem::take(&mut skb.owner);
             last.truesize = skb.truesize;
+            last.tcp.hdr_len = skb.tcp.hdr_len;
         }
         self.consume_skb(skb);
         Ok(())

@@ -65,9 +65,9 @@ pub(crate) struct Queue {
 }
 
 impl Queue {
-    /// What depends on hearing of sent packets.
-    pub(crate) fn tx_irq(&self) -> TxIrq {
-        match (self.stopped || self.pressed, self.charged) {
+    /// What depends on hearing of sent packets; `throttled`: a connection does (`tcp::tsq`).
+    pub(crate) fn tx_irq(&self, throttled: bool) -> TxIrq {
+        match (self.stopped || self.pressed || throttled, self.charged) {
             (true, _) => TxIrq::Now,
             (false, 0) => TxIrq::Off,
             (false, _) => TxIrq::Lazy,

@@ -40,7 +40,7 @@ impl Kernel {
         let Some(device) = self.devs.get_mut(dev) else { return true };
         let Some(driver) = device.driver.as_mut() else { return true };
         let q = &mut device.queues[usize::from(queue)];
-        driver.tx_irq(queue, q.tx_irq());
+        driver.tx_irq(queue, q.tx_irq(self.tcp.throttled > 0));
         q.napi_scheduled = false;
         if !driver.irq_enable(queue) {
             return true;
@@ -58,7 +58,7 @@ impl Kernel {
             let Some(driver) = device.driver.as_mut() else { return 0 };
             let Some(skb) = driver.tx_done(queue) else { break };
             packets += 1;
-            if skb.owner != 0 {
+            if skb.is_awaited() {
                 let q = &mut device.queues[usize::from(queue)];
                 q.charged = q.charged.saturating_sub(1);
                 q.pressed &= q.charged > 0;

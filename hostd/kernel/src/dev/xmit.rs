@@ -143,7 +143,7 @@ impl Kernel {
         self.trace_start_xmit(&skb, queue);
         let Some(device) = self.devs.get_mut(dev) else { return Err(skb) };
         let Some(driver) = device.driver.as_mut() else { return Err(skb) };
-        let (octets, charged, pressed) = (u64::from(skb.len()), skb.owner != 0, skb.pressed);
+        let (octets, charged, pressed) = (u64::from(skb.len()), skb.is_awaited(), skb.pressed);
         driver.xmit(queue, vnet::from_skb(&skb), skb)?;
         let full = driver.tx_full(queue);
         device.stats.inc(Netdev::TxPackets);
@@ -222,15 +222,25 @@ impl Kernel {
         }
     }
 
+    /// A connection waits for its completions, on whatever queue they are.
+    pub(crate) fn ask_for_all_completions(&mut self) {
+        for at in 0..self.devs.len() {
+            for queue in 0..self.devs.at(at).queues.len() as u16 {
+                let index = self.devs.at(at).index;
+                self.ask_for_completions(index, queue);
+            }
+        }
+    }
+
     /// Packets are charged: an interrupt, sooner or later. Those that are there already raise none; where somebody
     /// waits for them the next softirq takes them.
     fn ask_for_completions(&mut self, dev: IfIndex, queue: u16) {
         let Some(device) = self.devs.get_mut(dev) else { return };
         let q = &device.queues[usize::from(queue)];
-        if q.charged == 0 || q.napi_scheduled {
+        if q.charged == 0 && self.tcp.throttled == 0 || q.napi_scheduled {
             return;
         }
-        let irq = q.tx_irq();
+        let irq = q.tx_irq(self.tcp.throttled > 0);
         let Some(driver) = device.driver.as_mut() else { return };
         driver.tx_irq(queue, irq);
         if irq == TxIrq::Now && driver.pending(queue) {

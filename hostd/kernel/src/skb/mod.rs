@@ -402,6 +402,11 @@ impl SkBuff {
         }
     }
 
+    /// True if its sender may sleep until it is freed: it is charged, and not to a stream, whose ACKs come anyway.
+    pub fn is_awaited(&self) -> bool {
+        self.owner != 0 && self.tcp.hdr_len == 0
+    }
+
     /// True if another packet holds (part of) the data.
     pub fn is_cloned(&self) -> bool {
         self.frags.iter().any(|f| f.buf.refs() > 1)

@@ -231,6 +231,7 @@ impl Kernel {
 
     /// A fresh protocol part with the old one's options.
     fn tcp_reset_sock(&mut self, sk: &mut Sock) {
+        self.tcp_tsq_forget(sk);
         let mut fresh = TcpSock::new(&self.tcp.sysctl);
         let old = tp!(sk);
         fresh.nodelay = old.nodelay;
@@ -241,6 +242,7 @@ impl Kernel {
         fresh.ack.quickack_locked = old.ack.quickack_locked;
         fresh.rx_opt.user_mss = old.rx_opt.user_mss;
         fresh.owns_port = old.owns_port;
+        fresh.set_max_pacing_rate(old.pacing.max);
         fresh.ca = super::cong::Cong::by_name(old.ca.name().as_bytes()).unwrap_or_default();
         // A new connection's numbers lie above the old one's.
         fresh.write_seq = old.write_seq + old.max_window.max(1) + 2;
@@ -252,6 +254,7 @@ impl Kernel {
         if sk.tp().orphan {
             self.tcp.orphans -= 1;
         }
+        self.tcp_tsq_forget(&mut sk);
         self.tcp_unhash(&mut sk, true);
         self.tcp.put_owner(sk.sport, Owner::Sock(sk.id));
         self.tcp_clear_timers(&mut sk);

@@ -14,7 +14,7 @@ use crate::skb::Frag;
 use crate::sock::{Sock, SockId};
 use crate::time::Instant;
 use alloc::boxed::Box;
-use alloc::collections::BTreeSet;
+use alloc::collections::{BTreeSet, VecDeque};
 use alloc::vec::Vec;
 use core::net::Ipv4Addr;
 use core::time::Duration;
@@ -94,6 +94,10 @@ pub struct TcpTable {
     /// Buffer that `sendmsg` fills (`task_frag`).
     pub(crate) page_frag: Option<Frag>,
     pub(crate) challenge: ChallengeLimit,
+    /// Connections whose packets have left, for the tasklet (`tsq_tasklet`).
+    pub(crate) tsq_list: VecDeque<SockId>,
+    /// Connections that wait for completions.
+    pub(crate) throttled: u32,
     /// TIME_WAIT minisockets.
     pub tw_count: u32,
     /// Closed by their programs, not yet over.
@@ -115,6 +119,8 @@ impl TcpTable {
             perturb: Vec::new(),
             page_frag: None,
             challenge: ChallengeLimit::default(),
+            tsq_list: VecDeque::new(),
+            throttled: 0,
             tw_count: 0,
             orphans: 0,
         }

@@ -17,7 +17,7 @@
 //! whoever took it out, with `Kernel::tcp_put`.
 //!
 //! Limits: no Fast Open, no MPTCP, no MD5/AO, no urgent data beyond one octet, no F-RTO,
-//! no pacing (so no BBR yet: a variant of [`cong::Cong`], fed by [`rate`]); ECN is
+//! no BBR yet (a variant of [`cong::Cong`], fed by [`rate`], that sets [`Pacing`]); ECN is
 //! accepted when asked, our data are not sent as ECN-capable.
 
 mod close;
@@ -43,10 +43,12 @@ pub mod state;
 mod syncookies;
 pub mod sysctl;
 mod timer;
+mod tsq;
 
 pub use hash::TcpTable;
 pub use sock::TcpSock;
 pub use state::State;
+pub use tsq::{Pacing, Tsq};
 
 /// What `ss -ti` shows.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]

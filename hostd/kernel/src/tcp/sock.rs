@@ -8,6 +8,7 @@ use super::rate::Rate;
 use super::seq::SeqNum;
 use super::state::State;
 use super::sysctl::TcpSysctl;
+use super::tsq::{Pacing, Tsq};
 use crate::skb::SkBuff;
 use crate::sock::{Proto, Sock, SockId};
 use crate::time::Instant;
@@ -143,6 +144,10 @@ pub struct TcpSock {
     pub rack: Rack,
     /// Delivery rate.
     pub rate: Rate,
+    /// How fast to send.
+    pub pacing: Pacing,
+    /// Whether the host's queues hold enough of this connection.
+    pub tsq: Tsq,
 
     /// Round-trip time.
     pub rtt: Rtt,
@@ -224,6 +229,8 @@ bitflags::bitflags! {
         const DELACK_TIMER = 2;
         /// The path MTU shrank.
         const MTU_REDUCED = 4;
+        /// A completion or the pacing timer let output go on.
+        const TSQ = 8;
     }
 }
 
@@ -283,6 +290,8 @@ impl TcpSock {
             ecn: Ecn::default(),
             rack: Rack::default(),
             rate: Rate::default(),
+            pacing: Pacing::default(),
+            tsq: Tsq::default(),
             rtt: Rtt::default(),
             rto: TCP_TIMEOUT_INIT,
             backoff: 0,

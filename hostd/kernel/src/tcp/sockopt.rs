@@ -353,8 +353,7 @@ impl TcpSock {
             self.total.total_retrans,
         ];
         words.iter().for_each(|w| b.extend(w.to_le_bytes()));
-        // No pacing: both rates are without bound.
-        for n in [u64::MAX, u64::MAX, self.total.bytes_acked, self.total.bytes_received] {
+        for n in [self.pacing.rate, self.pacing.max, self.total.bytes_acked, self.total.bytes_received] {
             b.extend(n.to_le_bytes());
         }
         let notsent = self.write_seq - self.snd_nxt;

@@ -80,6 +80,8 @@ pub struct TcpSysctl {
     pub local_port_range: (u16, u16),
     /// `tcp_tso_win_divisor`.
     pub tso_win_divisor: u32,
+    /// `tcp_limit_output_bytes`.
+    pub limit_output_bytes: u32,
 }
 
 impl Default for TcpSysctl {
@@ -131,6 +133,7 @@ impl From<&Sysctls> for TcpSysctl {
             congestion_control: s.tcp_congestion_control,
             local_port_range: (s.ip_local_port_range[0] as u16, s.ip_local_port_range[1] as u16),
             tso_win_divisor: s.tcp_tso_win_divisor as u32,
+            limit_output_bytes: s.tcp_limit_output_bytes as u32,
         }
     }
 }

@@ -33,7 +33,7 @@ impl Kernel {
             TimerKey::TcpDelack(_) => self.tcp_delack_timer_handler(&mut sk),
             TimerKey::TcpKeepalive(_) if sk.owned => self.timers.set(key, self.now + Duration::from_millis(50)),
             TimerKey::TcpKeepalive(_) => self.tcp_keepalive_timer(&mut sk),
-            _ => {}
+            _ => self.tcp_tsq_handler(&mut sk),
         }
         self.tcp_put(sk);
     }
@@ -41,6 +41,9 @@ impl Kernel {
     /// The owner is done: what timers and ICMP left undone (Linux `tcp_release_cb`).
     pub(crate) fn tcp_release_cb(&mut self, sk: &mut Sock) {
         let work = core::mem::take(&mut tp!(sk).deferred);
+        if work.contains(Deferred::TSQ) {
+            self.tcp_tsq_write(sk);
+        }
         if work.contains(Deferred::WRITE_TIMER) {
             self.tcp_write_timer_handler(sk);
         }

@@ -109,6 +109,13 @@ impl Kernel {
             so::RCVBUFFORCE => Self::set_rcvbuf(sk, int(val)?.max(0)),
             so::PRIORITY => sk.opt.priority = int(val)? as u32,
             so::MARK => sk.opt.mark = int(val)? as u32,
+            so::MAX_PACING_RATE => {
+                let rate = Some(int(val)? as u32).filter(|&rate| rate != u32::MAX);
+                sk.opt.max_pacing_rate = rate;
+                if let Proto::Tcp(tp) = &mut sk.proto {
+                    tp.set_max_pacing_rate(rate.map_or(u64::MAX, u64::from));
+                }
+            }
             so::RCVLOWAT => {
                 sk.opt.rcvlowat = match int(val)? {
                     n if n < 0 => i32::MAX as u32,
@@ -168,6 +175,7 @@ impl Kernel {
             so::RCVBUF => sk.rcvbuf as i32,
             so::PRIORITY => sk.opt.priority as i32,
             so::MARK => sk.opt.mark as i32,
+            so::MAX_PACING_RATE => sk.opt.max_pacing_rate.unwrap_or(u32::MAX) as i32,
             so::RCVLOWAT => sk.opt.rcvlowat as i32,
             so::SNDLOWAT => 1,
             so::TYPE => match sk.proto {

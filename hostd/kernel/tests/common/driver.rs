@@ -27,12 +27,23 @@ pub struct PortConfig {
     pub mtu: u32,
     pub tx_queue_len: u32,
     pub irq_affinity: Vec<u16>,
+    /// Completions wait, as hostd's driver lets them, for a frame, half a ring of them, or somebody who asks.
+    pub late_completions: bool,
 }
 
 impl Default for PortConfig {
     fn default() -> Self {
         let features = Features { tx_csum: true, tso: true, sg: true };
-        Self { queues: 1, rx_ring: 512, tx_ring: 512, features, mtu: 1500, tx_queue_len: 1000, irq_affinity: Vec::new() }
+        Self {
+            queues: 1,
+            rx_ring: 512,
+            tx_ring: 512,
+            features,
+            mtu: 1500,
+            tx_queue_len: 1000,
+            irq_affinity: Vec::new(),
+            late_completions: false,
+        }
     }
 }
 
@@ -251,6 +262,9 @@ impl NetDriver for Driver {
     }
 
     fn pending(&mut self, queue: u16) -> bool {
-        self.with(queue, |q, _| !q.rx.is_empty() || !q.done.is_empty())
+        self.with(queue, |q, c| {
+            let due = !c.late_completions || q.tx_irq || q.tx.len() + q.done.len() >= c.tx_ring / 2;
+            !q.rx.is_empty() || due && !q.done.is_empty()
+        })
     }
 }

@@ -184,6 +184,7 @@ impl Kernel {
         self.mib.add(Mib::TCPDelivered, u64::from(ctx.rate.acked_sacked));
         tp.rate_gen(&mut ctx.rate, now);
         tp.cong_control(ctx, now, self.tcp.sysctl.reordering);
+        tp.update_pacing_rate();
         if rexmit {
             self.tcp_xmit_retransmit_queue(sk);
         }

@@ -328,6 +328,7 @@ impl TcpSock {
         self.cork = l.cork;
         self.notsent_lowat = l.notsent_lowat;
         self.user = l.user;
+        self.set_max_pacing_rate(l.pacing.max);
         self.ack.quickack_locked = l.ack.quickack_locked;
         self.rx_opt.user_mss = l.rx_opt.user_mss;
         self.ca = crate::tcp::cong::Cong::by_name(l.ca.name().as_bytes()).unwrap_or_default();

@@ -104,6 +104,7 @@ impl Kernel {
         }
         tp.lsndtime = now;
         self.tcp_init_transfer(sk);
+        tp!(sk).update_pacing_rate();
         self.tcp_set_state(sk, State::Established);
         self.sk_state_change(sk, PollEvents::OUT | PollEvents::WRNORM);
         tp!(sk).fast_path_check();
@@ -236,7 +237,7 @@ impl Kernel {
         let tp = tp!(sk);
         tp.pending = crate::tcp::sock::WriteTimer::Idle;
         tp.ack.sent();
-        for key in [TimerKey::TcpWrite(sk.id), TimerKey::TcpDelack(sk.id), TimerKey::TcpKeepalive(sk.id)] {
+        for key in [TimerKey::TcpWrite(sk.id), TimerKey::TcpDelack(sk.id), TimerKey::TcpKeepalive(sk.id), TimerKey::TcpPace(sk.id)] {
             self.timers.cancel(key);
         }
     }

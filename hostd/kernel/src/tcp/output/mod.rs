@@ -84,6 +84,10 @@ impl Kernel {
             self.kfree_skb(skb, DropReason::NoMem);
             return Err(Errno::ENOBUFS);
         }
+        if data_len > 0 {
+            tp!(sk).pace_after_send(data_len, now);
+            self.tcp_charge(sk, &mut skb);
+        }
         self.tcp_account_sent(sk, &skb, flags, data_len);
         self.ip_queue_xmit(sk, skb)
     }

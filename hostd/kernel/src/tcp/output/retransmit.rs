@@ -84,10 +84,13 @@ impl Kernel {
     /// Sends what is marked lost, as the window allows (Linux `tcp_xmit_retransmit_queue`).
     pub(crate) fn tcp_xmit_retransmit_queue(&mut self, sk: &mut Sock) {
         let mss = sk.tp().mss_cache.max(1);
-        let max_segs = (sk.tp().size_goal(mss) / mss).max(1);
+        let max_segs = sk.tp().tso_segs(mss);
         let mut rearm = false;
         let mut index = 0;
         while sk.tp().lost_out > sk.tp().retrans_out {
+            if self.tcp_pacing_check(sk) {
+                break;
+            }
             let tp = sk.tp();
             let Some(skb) = tp.rtx_queue.get(index) else { break };
             let segs = tp.cwnd.cwnd.saturating_sub(tp.in_flight()).min(max_segs);
@@ -98,7 +101,8 @@ impl Kernel {
                 index += 1;
                 continue;
             }
-            if self.tcp_retransmit_skb(sk, index, segs).is_err() {
+            let truesize = skb.truesize;
+            if self.tcp_small_queue_check(sk, truesize, 1) || self.tcp_retransmit_skb(sk, index, segs).is_err() {
                 break;
             }
             let tp = tp!(sk);

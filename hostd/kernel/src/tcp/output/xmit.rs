@@ -62,8 +62,11 @@ impl Kernel {
     pub(crate) fn tcp_write_xmit(&mut self, sk: &mut Sock, mss: u32, nagle: Nagle, burst: Burst) -> bool {
         let mut sent = 0;
         let mut cwnd_limited = false;
-        let max_segs = (sk.tp().size_goal(mss) / mss).max(1);
+        let max_segs = sk.tp().tso_segs(mss);
         loop {
+            if self.tcp_pacing_check(sk) {
+                break;
+            }
             let tp = tp!(sk);
             let Some(skb) = tp.write_queue.front_mut() else { break };
             skb.set_tso_segs(mss);
@@ -92,6 +95,10 @@ impl Kernel {
             }
             let limit = if segs > 1 { tp.mss_split_point(mss, quota.min(max_segs), nagle) } else { mss };
             if len > limit && !self.tcp_fragment(sk, Queue::Write, 0, limit, mss) {
+                break;
+            }
+            let truesize = sk.tp().write_queue.front().map_or(0, |s| s.truesize);
+            if self.tcp_small_queue_check(sk, truesize, 0) {
                 break;
             }
             let Some(pcount) = self.tcp_send_head(sk) else { break };

@@ -83,6 +83,7 @@ fn runs(stat: &CpuStat, softirq: &str) -> u64 {
         "TIMER" => stat.timer_softirqs,
         "NET_TX" => stat.net_tx_softirqs,
         "NET_RX" => stat.net_rx_softirqs,
+        "TASKLET" => stat.tasklet_softirqs,
         _ => 0,
     }
 }
