@@ -23,6 +23,9 @@ const ICMP_ECHO: u8 = 8;
 const IPPROTO_ICMP: u8 = 1;
 const IPPROTO_RAW: u8 = 255;
 
+/// A program's message: the packet, its path, its octets.
+type Message = (Box<SkBuff>, Path, usize);
+
 /// Raw sockets by protocol, ping sockets by identifier.
 #[derive(Debug, Default)]
 pub struct RawTable {
@@ -92,35 +95,39 @@ impl Kernel {
     /// Linux `raw_sendmsg`.
     pub(crate) fn raw_sendmsg(&mut self, sk: &mut Sock, m: &mut MsgState) -> Step<Result<usize, Errno>> {
         let Proto::Raw { protocol, hdrincl, .. } = sk.proto else { return Step::Done(Err(Errno::EOPNOTSUPP)) };
-        let len = m.iter.count();
-        if len > 0xffff {
-            return Step::Done(Err(Errno::EMSGSIZE));
-        }
-        if m.flags & msg::OOB != 0 {
-            return Step::Done(Err(Errno::EOPNOTSUPP));
-        }
-        let path = match self.dgram_path(sk, m) {
-            Ok(path) => path,
-            Err(e) => return Step::Done(Err(e)),
-        };
-        if let Err(answer) = self.dgram_may_send(sk, m) {
-            return answer;
-        }
-        let skb = match self.dgram_copy(sk, m, len as u32) {
-            Ok(skb) => skb,
-            Err(e) => return Step::Done(Err(e)),
+        let (mut skb, path, len) = match self.message_from_user(sk, m, 0) {
+            Ok(message) => message,
+            Err(answer) => return answer,
         };
         let sent = if hdrincl {
-            let mut skb = skb;
             self.dgram_charge(sk, &mut skb);
             self.ip_send_hdrincl(skb, &path.route)
         } else {
             self.dgram_output(sk, skb, &path, protocol)
         };
         Step::Done(match sent {
-            Err(Errno::ENOBUFS) if !sk.inet.recverr => Ok(len as usize),
-            sent => sent.map(|()| len as usize),
+            Err(Errno::ENOBUFS) if !sk.inet.recverr => Ok(len),
+            sent => sent.map(|()| len),
         })
+    }
+
+    /// What the program wants to send, `least` octets or more: copied, with its path and length.
+    fn message_from_user(&mut self, sk: &mut Sock, m: &mut MsgState, least: u64) -> Result<Message, Step<Result<usize, Errno>>> {
+        let refuse = |e| Step::Done(Err(e));
+        let len = m.iter.count();
+        if len > 0xffff {
+            return Err(refuse(Errno::EMSGSIZE));
+        }
+        if len < least {
+            return Err(refuse(Errno::EINVAL));
+        }
+        if m.flags & msg::OOB != 0 {
+            return Err(refuse(Errno::EOPNOTSUPP));
+        }
+        let path = self.dgram_path(sk, m).map_err(refuse)?;
+        self.dgram_may_send(sk, m)?;
+        let skb = self.dgram_copy(sk, m, len as u32).map_err(refuse)?;
+        Ok((skb, path, len as usize))
     }
 
     /// Gives a ping socket its identifier; 0: a free one.
@@ -164,25 +171,10 @@ impl Kernel {
 
     /// Linux `ping_v4_sendmsg`: the program gives the ICMP header, the kernel its identifier and checksum.
     pub(crate) fn ping_sendmsg(&mut self, sk: &mut Sock, m: &mut MsgState) -> Step<Result<usize, Errno>> {
-        let len = m.iter.count();
-        if len > 0xffff {
-            return Step::Done(Err(Errno::EMSGSIZE));
+        match self.message_from_user(sk, m, ICMP_HLEN.into()) {
+            Ok((skb, path, len)) => Step::Done(self.ping_send_skb(sk, skb, &path).map(|()| len)),
+            Err(answer) => answer,
         }
-        if len < u64::from(ICMP_HLEN) {
-            return Step::Done(Err(Errno::EINVAL));
-        }
-        if m.flags & msg::OOB != 0 {
-            return Step::Done(Err(Errno::EOPNOTSUPP));
-        }
-        let path = match self.dgram_path(sk, m) {
-            Ok(path) => path,
-            Err(e) => return Step::Done(Err(e)),
-        };
-        if let Err(answer) = self.dgram_may_send(sk, m) {
-            return answer;
-        }
-        let sent = self.dgram_copy(sk, m, len as u32).and_then(|skb| self.ping_send_skb(sk, skb, &path));
-        Step::Done(sent.map(|()| len as usize))
     }
 
     fn ping_send_skb(&mut self, sk: &mut Sock, mut skb: Box<SkBuff>, path: &Path) -> Result<(), Errno> {

@@ -69,23 +69,6 @@ impl State {
     pub fn can_send(self) -> bool {
         matches!(self, State::Established | State::CloseWait)
     }
-
-    /// Name as `ss` prints it.
-    pub fn name(self) -> &'static str {
-        match self {
-            State::Established => "ESTAB",
-            State::SynSent => "SYN-SENT",
-            State::SynRecv => "SYN-RECV",
-            State::FinWait1 => "FIN-WAIT-1",
-            State::FinWait2 => "FIN-WAIT-2",
-            State::TimeWait => "TIME-WAIT",
-            State::Close => "UNCONN",
-            State::CloseWait => "CLOSE-WAIT",
-            State::LastAck => "LAST-ACK",
-            State::Listen => "LISTEN",
-            State::Closing => "CLOSING",
-        }
-    }
 }
 
 #[cfg(test)]
