@@ -36,9 +36,9 @@ const UNPACED_SEGS: u32 = super::cong::TCP_INIT_CWND;
 /// How fast a connection sends.
 #[derive(Debug, Clone, Copy)]
 pub struct Pacing {
-    /// Octets a second (`sk_pacing_rate`); [`UNLIMITED`] before the first RTT.
+    /// Octets a second (`sk_pacing_rate`); `u64::MAX` before the first RTT.
     pub rate: u64,
-    /// `SO_MAX_PACING_RATE`; [`UNLIMITED`]: none.
+    /// `SO_MAX_PACING_RATE`; `u64::MAX`: none.
     pub max: u64,
     /// Packets keep their distance (`SK_PACING_NEEDED`).
     pub on: bool,
