@@ -109,6 +109,7 @@ pub struct Kernel {
     pub(crate) raw: raw::RawTable,
     pub(crate) tasks: cpu::sched::Tasks,
     pub(crate) vfs: vfs::Vfs,
+    pub(crate) netlink: vfs::netlink::NetlinkTable,
     pub(crate) epolls: wait::Epolls,
     pub(crate) sysctl: sysctl::Sysctls,
     pub(crate) mib: MibCounters,
@@ -151,6 +152,7 @@ impl Kernel {
             raw: raw::RawTable::default(),
             tasks: cpu::sched::Tasks::default(),
             vfs: vfs::Vfs::default(),
+            netlink: vfs::netlink::NetlinkTable::default(),
             epolls: wait::Epolls::default(),
             sysctl: sysctl::Sysctls::default(),
             mib: MibCounters::default(),
@@ -213,6 +215,7 @@ impl Kernel {
         }
         self.run_local_timers();
         for _ in 0..MAX_ROUNDS {
+            self.netlink_deliver(None);
             self.schedule();
             if !self.run_pending_softirqs() {
                 break;

@@ -42,6 +42,8 @@ pub enum Proto {
     Udp(UdpSock),
     /// `SOCK_DGRAM`/`IPPROTO_ICMP`: echo by an ordinary user.
     Ping,
+    /// `AF_NETLINK`.
+    Netlink(Box<crate::vfs::netlink::NlSock>),
     /// `SOCK_RAW` of a protocol number.
     Raw {
         /// IP protocol; `IPPROTO_RAW` (255) only sends.
@@ -450,7 +452,7 @@ impl Kernel {
             match &sk.proto {
                 Proto::Tcp(_) => self.tcp_v4_do_rcv(sk, skb),
                 Proto::Udp(_) => self.udp_enqueue(sk, skb),
-                Proto::Ping | Proto::Raw { .. } => self.kfree_skb(skb, DropReason::SocketBacklog),
+                Proto::Ping | Proto::Raw { .. } | Proto::Netlink(_) => self.kfree_skb(skb, DropReason::SocketBacklog),
             }
         }
         sk.backlog_len = 0;
@@ -493,11 +495,12 @@ impl Sock {
 
     /// Number of the protocol (`SO_PROTOCOL`).
     pub fn protocol(&self) -> u8 {
-        match self.proto {
+        match &self.proto {
             Proto::Tcp(_) => 6,
             Proto::Udp(_) => 17,
             Proto::Ping => 1,
-            Proto::Raw { protocol, .. } => protocol,
+            Proto::Netlink(nl) => nl.protocol(),
+            Proto::Raw { protocol, .. } => *protocol,
         }
     }
 }

@@ -106,6 +106,15 @@ pub struct LinkAddr {
     pub addr: [u8; 8],
 }
 
+/// An address of `AF_NETLINK` (Linux `struct sockaddr_nl`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct NetlinkAddr {
+    /// Port id; 0: the kernel, or any.
+    pub pid: u32,
+    /// Groups 1 to 32, a bit each.
+    pub groups: u32,
+}
+
 /// What `PACKET_AUXDATA` tells of a frame (Linux `struct tpacket_auxdata`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[expect(missing_docs, reason = "the fields are Linux's")]
@@ -161,6 +170,8 @@ pub enum Control {
     Mark(u32),
     /// `PACKET_AUXDATA`.
     AuxData(AuxData),
+    /// `NETLINK_PKTINFO`: group that a message was sent to; 0: to the socket alone.
+    NetlinkPktInfo(u32),
 }
 
 /// `send` and `recv` flags (Linux `MSG_*` values).
@@ -253,6 +264,21 @@ pub enum Call {
         /// Interface, protocol and address.
         to: LinkAddr,
     },
+    /// `bind` with a `sockaddr_nl`.
+    BindNetlink(Fd, NetlinkAddr),
+    /// `connect` with a `sockaddr_nl`.
+    ConnectNetlink(Fd, NetlinkAddr),
+    /// `sendto`, `sendmsg` with a `sockaddr_nl`. Without an address, [`Call::Send`].
+    SendNetlink {
+        /// Socket.
+        fd: Fd,
+        /// Requests.
+        iov: Iov,
+        /// `MSG_*`.
+        flags: u32,
+        /// Port id 0: the kernel.
+        to: NetlinkAddr,
+    },
     /// `shutdown`.
     Shutdown(Fd, Shutdown),
     /// `close`.
@@ -332,11 +358,11 @@ impl Call {
             Call::Dup(_, Ok(_), _) => 292,
             Call::Sleep(_) => 35,
             Call::Socket(..) => 41,
-            Call::Connect(..) => 42,
-            Call::Send { .. } | Call::SendLink { .. } => 46,
+            Call::Connect(..) | Call::ConnectNetlink(..) => 42,
+            Call::Send { .. } | Call::SendLink { .. } | Call::SendNetlink { .. } => 46,
             Call::Recv { .. } => 47,
             Call::Shutdown(..) => 48,
-            Call::Bind(..) | Call::BindLink(..) => 49,
+            Call::Bind(..) | Call::BindLink(..) | Call::BindNetlink(..) => 49,
             Call::Listen(..) => 50,
             Call::GetSockName(_) => 51,
             Call::GetPeerName(_) => 52,
@@ -388,6 +414,19 @@ pub enum Ret {
         /// Ancillary data.
         control: Vec<Control>,
     },
+    /// `recv` of an `AF_NETLINK` socket: as [`Ret::Received`], with a `sockaddr_nl`.
+    ReceivedNetlink {
+        /// Octets (with `MSG_TRUNC`: of the whole datagram).
+        len: usize,
+        /// Who sent it.
+        from: NetlinkAddr,
+        /// `MSG_TRUNC`.
+        flags: u32,
+        /// Ancillary data.
+        control: Vec<Control>,
+    },
+    /// `getsockname`, `getpeername` of an `AF_NETLINK` socket.
+    NetlinkAddr(NetlinkAddr),
     /// `getsockname` of an `AF_PACKET` socket.
     LinkAddr(LinkAddr),
     /// `recvmmsg`: each a [`Ret::Received`] or [`Ret::ReceivedLink`]; what is left of the time limit, to write back.
@@ -419,8 +458,8 @@ impl Ret {
             Ret::Value(n) => *n,
             Ret::Err(e) => -i64::from(e.raw()),
             Ret::Accepted(fd, _) => i64::from(*fd),
-            Ret::Addr(_) | Ret::LinkAddr(_) | Ret::Opt(_) | Ret::OptRaw(..) | Ret::Bytes(_) | Ret::IfConf(..) => 0,
-            Ret::Received { len, .. } | Ret::ReceivedLink { len, .. } => *len as i64,
+            Ret::Addr(_) | Ret::LinkAddr(_) | Ret::NetlinkAddr(_) | Ret::Opt(_) | Ret::OptRaw(..) | Ret::Bytes(_) | Ret::IfConf(..) => 0,
+            Ret::Received { len, .. } | Ret::ReceivedLink { len, .. } | Ret::ReceivedNetlink { len, .. } => *len as i64,
             Ret::Mmsg(messages, _) => messages.len() as i64,
             Ret::Sent(lengths) => lengths.len() as i64,
             Ret::Owner(owner) => owner.map_or(0, |o| o.as_getown().into()),
@@ -467,6 +506,8 @@ pub struct MsgState {
     pub give_up: Option<Errno>,
     /// Destination of a datagram (send); its source (receive).
     pub addr: Option<SocketAddr>,
+    /// The same, of an `AF_NETLINK` socket.
+    pub netlink: Option<NetlinkAddr>,
     /// Out: `MSG_TRUNC` and the like.
     pub out_flags: u32,
     /// Ancillary data in or out.

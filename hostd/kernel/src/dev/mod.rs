@@ -9,6 +9,7 @@
 //! A queue pair is one unit: one vector, one NAPI instance, one TX queue with a
 //! qdisc of its own (Linux: `mq` with `pfifo_fast` below). Doorbells are rung
 //! once an event, after everything it caused has been queued.
+mod config;
 mod gro;
 mod gso;
 mod loopback;
@@ -80,6 +81,8 @@ pub(crate) struct NetDevice {
     pub(crate) index: IfIndex,
     pub(crate) name: String,
     pub(crate) mac: MacAddr,
+    /// The address that it was made with.
+    pub(crate) perm_mac: MacAddr,
     pub(crate) mtu: u32,
     /// Carrier: the other end of the cable is there.
     pub(crate) carrier: bool,
@@ -156,6 +159,7 @@ impl Kernel {
             index: IfIndex(1),
             name: String::from("lo"),
             mac: MacAddr::default(),
+            perm_mac: MacAddr::default(),
             mtu: loopback::MTU,
             carrier: true,
             up: true,
@@ -201,6 +205,7 @@ impl Kernel {
             index,
             name: config.name,
             mac: config.mac,
+            perm_mac: config.mac,
             mtu: config.mtu,
             carrier: true,
             up: true,
@@ -234,6 +239,7 @@ impl Kernel {
         }
         let (came, went) = &mut device.carrier_changes;
         *if on { came } else { went } += 1;
+        self.rtnl_link(dev.0);
         let Some(device) = self.devs.get_mut(dev) else { return };
         if !on {
             self.neigh_carrier_down(dev);

@@ -21,7 +21,7 @@ impl Kernel {
     /// `ENOBUFS` if the qdisc is full, `ENETDOWN` if the device is not there.
     pub(crate) fn dev_queue_xmit(&mut self, mut skb: Box<SkBuff>) -> Result<(), Errno> {
         let dev = IfIndex(skb.dev);
-        let Some(device) = self.devs.get(dev) else {
+        let Some(device) = self.devs.get(dev).filter(|d| d.up) else {
             self.kfree_skb(skb, DropReason::DevReady);
             return Err(Errno::ENETDOWN);
         };

@@ -41,6 +41,9 @@ impl Kernel {
     /// Gives a packet to the protocol of its EtherType (Linux `__netif_receive_skb_core`).
     pub(crate) fn netif_receive_skb(&mut self, skb: Box<SkBuff>) {
         self.trace(Point::NetifReceive, skb.id, [u64::from(skb.len()), u64::from(skb.protocol), 0, 0]);
+        if !self.devs.get(IfIndex(skb.dev)).is_some_and(|d| d.up) {
+            return self.kfree_skb(skb, DropReason::DevReady);
+        }
         match skb.protocol {
             ETH_P_IP => self.ip_rcv(skb),
             ETH_P_ARP => self.arp_rcv(skb),

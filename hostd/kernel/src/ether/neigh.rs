@@ -63,6 +63,12 @@ impl Nud {
         matches!(self, Nud::Reachable | Nud::NoArp | Nud::Permanent)
     }
 
+    /// The state of this number (`NUD_*`).
+    pub(crate) fn from_bits(bits: u16) -> Option<Self> {
+        let all = [Nud::None, Nud::Incomplete, Nud::Reachable, Nud::Stale, Nud::Delay, Nud::Probe, Nud::Failed, Nud::NoArp, Nud::Permanent];
+        all.into_iter().find(|s| *s as u16 == bits)
+    }
+
     /// As `ip neigh` prints it.
     pub(crate) fn name(self) -> &'static str {
         match self {
@@ -95,6 +101,19 @@ pub(crate) struct Neigh {
     queue_bytes: u32,
 }
 
+impl Neigh {
+    /// Hundredths of a second since it was confirmed, used, changed.
+    pub(crate) fn ages(&self, now: Instant) -> (u32, u32, u32) {
+        let age = |t: Instant| (now.since(t).as_millis() / 10) as u32;
+        (age(self.confirmed), age(self.used), age(self.updated))
+    }
+
+    /// Requests sent without an answer.
+    pub(crate) fn probes(&self) -> u32 {
+        self.probes.max(0) as u32
+    }
+}
+
 /// The neighbour table.
 #[derive(Debug)]
 pub struct NeighTable {
@@ -113,11 +132,11 @@ impl NeighTable {
         Self { slots: Vec::new(), free: Vec::new(), index: HashMap::with_hasher(hash), last_flush: Instant::default() }
     }
 
-    pub(super) fn lookup(&self, dev: u32, addr: Ipv4Addr) -> Option<u32> {
+    pub(crate) fn lookup(&self, dev: u32, addr: Ipv4Addr) -> Option<u32> {
         self.index.get(&(dev, addr.to_bits())).copied()
     }
 
-    pub(super) fn get(&self, n: u32) -> Option<&Neigh> {
+    pub(crate) fn get(&self, n: u32) -> Option<&Neigh> {
         self.slots.get(n as usize)?.as_ref()
     }
 
@@ -325,6 +344,9 @@ impl Kernel {
         entry.updated = now;
         let addr = u64::from(entry.addr.to_bits());
         self.trace(Point::NeighUpdate, 0, [addr, old as u64, new as u64, 0]);
+        if new != Nud::Incomplete {
+            self.rtnl_neigh(n);
+        }
     }
 
     fn neigh_set_reachable(&mut self, n: u32) {
@@ -440,9 +462,62 @@ impl Kernel {
         }
     }
 
+    /// The interface is switched off: all its entries go (Linux `neigh_ifdown`).
+    pub(crate) fn neigh_ifdown(&mut self, dev: IfIndex) {
+        for n in 0..self.neigh.slots.len() as u32 {
+            if self.neigh.get(n).is_some_and(|e| e.dev == dev.0) {
+                self.neigh_destroy(n);
+            }
+        }
+    }
+
+    /// An administrator's entry (Linux `neigh_add`): address and state as told; `over`: also where another address stands.
+    ///
+    /// # Errors
+    /// `ENOBUFS` if the table is full.
+    pub(crate) fn neigh_admin(&mut self, dev: u32, addr: Ipv4Addr, mac: Option<MacAddr>, new: Nud, over: bool) -> Result<(), Errno> {
+        let n = self.neigh.lookup(dev, addr).or_else(|| self.neigh_create(dev, addr)).ok_or(Errno::ENOBUFS)?;
+        let now = self.now;
+        let Some(entry) = self.neigh.get_mut(n) else { return Err(Errno::ENOBUFS) };
+        if let Some(mac) = mac.filter(|_| over || !entry.state.valid()) {
+            entry.mac = mac;
+        }
+        (entry.confirmed, entry.probes) = (now, 0);
+        self.timers.cancel(TimerKey::Neigh(n));
+        match new {
+            Nud::Reachable => self.neigh_set_reachable(n),
+            Nud::Incomplete | Nud::Probe => {
+                self.neigh_set_state(n, new);
+                self.neigh_probe(n);
+            }
+            Nud::Delay => {
+                self.neigh_set_state(n, new);
+                let delay = Duration::from_secs(self.sysctl.neigh_delay_first_probe_time as u64);
+                self.timers.set(TimerKey::Neigh(n), now + delay);
+            }
+            _ => self.neigh_set_state(n, new),
+        }
+        if new.valid() {
+            self.neigh_flush_queue(n);
+        }
+        Ok(())
+    }
+
+    /// Removes an entry (Linux `neigh_delete`).
+    ///
+    /// # Errors
+    /// `ENOENT`.
+    pub(crate) fn neigh_admin_del(&mut self, dev: u32, addr: Ipv4Addr) -> Result<(), Errno> {
+        let n = self.neigh.lookup(dev, addr).ok_or(Errno::ENOENT)?;
+        self.neigh_destroy(n);
+        Ok(())
+    }
+
     fn neigh_destroy(&mut self, n: u32) {
         self.timers.cancel(TimerKey::Neigh(n));
-        for skb in self.neigh.remove(n).into_iter().flat_map(|e| e.queue) {
+        let Some(entry) = self.neigh.remove(n) else { return };
+        self.rtnl_neigh_gone(&entry);
+        for skb in entry.queue {
             self.kfree_skb(skb, DropReason::NeighDead);
         }
     }

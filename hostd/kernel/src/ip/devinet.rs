@@ -36,6 +36,7 @@ impl Kernel {
         }
         self.fib.insert_addr(ifa.clone());
         self.inet_changed(dev);
+        self.rtnl_addr(true, &ifa);
         self.fib_sync(dev);
         Ok(())
     }
@@ -53,7 +54,9 @@ impl Kernel {
         };
         let gone = self.fib.remove_addrs(goes);
         self.inet_changed(ifa.dev);
-        for _ in gone.iter().rev() {}
+        for a in gone.iter().rev() {
+            self.rtnl_addr(false, a);
+        }
         self.fib_sync(ifa.dev);
         let still_local = |addr: Ipv4Addr, fib: &super::Fib| fib.addrs().any(|a| a.addr == addr);
         for a in gone {
@@ -75,11 +78,14 @@ impl Kernel {
     /// Makes the kernel's own routes of an interface what its addresses and its state say.
     pub(crate) fn fib_sync(&mut self, dev: u32) {
         let Some(device) = self.devs.get(IfIndex(dev)) else { return };
-        self.fib.sync(dev, device.up, device.is_loopback());
+        let (gone, fresh) = self.fib.sync(dev, device.up, device.is_loopback());
+        self.rtnl_routes(false, &gone);
+        self.rtnl_routes(true, &fresh);
     }
 
     /// Removes routes of the main table that `goes` picks (Linux `fib_table_flush`).
     pub(crate) fn fib_flush(&mut self, goes: impl Fn(&Entry) -> bool) {
-        self.fib.flush(goes);
+        let gone: Vec<(bool, Entry)> = self.fib.flush(goes).into_iter().map(|e| (false, e)).collect();
+        self.rtnl_routes(false, &gone);
     }
 }

@@ -111,6 +111,19 @@ impl Entry {
     }
 }
 
+/// What to do with a route of the same prefix and metric (`NLM_F_*`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum How {
+    /// Refuse.
+    Exclusive,
+    /// Take its place; `true`: or be the first.
+    Replace(bool),
+    /// Stand behind it.
+    Append,
+    /// Stand before it.
+    Prepend,
+}
+
 /// `RT_SCOPE_*`.
 pub(crate) mod scope {
     pub(crate) const UNIVERSE: u8 = 0;
@@ -373,6 +386,34 @@ impl Fib {
         self.main.index();
         self.generation += 1;
         gone
+    }
+
+    /// Enters a route (Linux `fib_table_insert`): the one that it replaced.
+    ///
+    /// # Errors
+    /// `EEXIST` if there is one of the same prefix and metric, `ENOENT` if there is none to replace.
+    pub(crate) fn enter(&mut self, local: bool, entry: Entry, how: How) -> Result<Option<Entry>, Errno> {
+        let table = if local { &mut self.local } else { &mut self.main };
+        let key = Table::order(&entry);
+        let first = table.entries.iter().position(|e| Table::order(e) == key);
+        let mut gone = None;
+        match (how, first) {
+            (How::Exclusive, Some(_)) => return Err(Errno::EEXIST),
+            (How::Replace(_), Some(at)) => gone = Some(core::mem::replace(&mut table.entries[at], entry)),
+            (How::Replace(false), None) => return Err(Errno::ENOENT),
+            (How::Append | How::Prepend, Some(_)) if table.entries.contains(&entry) => return Err(Errno::EEXIST),
+            (How::Prepend, Some(at)) => table.entries.insert(at, entry),
+            (How::Append, _) | (_, None) => table.append(entry),
+        }
+        table.index();
+        self.generation += 1;
+        Ok(gone)
+    }
+
+    /// Takes out the first route that `matches` (Linux `fib_table_delete`).
+    pub(crate) fn leave(&mut self, local: bool, matches: impl Fn(&Entry) -> bool) -> Option<Entry> {
+        self.generation += 1;
+        if local { self.local.take(matches) } else { self.main.take(matches) }
     }
 
     /// Routes of the main table.

@@ -107,6 +107,15 @@ pub fn emit_link(addr: &LinkAddr) -> Vec<u8> {
     b
 }
 
+/// `struct sockaddr_nl`.
+pub fn emit_netlink(addr: &super::NetlinkAddr) -> Vec<u8> {
+    let mut b = Vec::from(AF_NETLINK.to_ne_bytes());
+    b.extend([0; 2]);
+    b.extend(addr.pid.to_ne_bytes());
+    b.extend(addr.groups.to_ne_bytes());
+    b
+}
+
 /// `N` octets at `at`, if they are there.
 pub(crate) fn octets<const N: usize>(b: &[u8], at: usize) -> Option<[u8; N]> {
     b.get(at..at + N)?.try_into().ok()
@@ -148,6 +157,13 @@ fn sockaddr_ll(b: &[u8]) -> Option<LinkAddr> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn netlink_address_survives_the_round_trip() {
+        let b = emit_netlink(&crate::syscall::NetlinkAddr { pid: 7, groups: 5 });
+        assert_eq!((b.len(), SockAddr::parse(&b)), (12, Ok(SockAddr::Netlink(7, 5))));
+        assert_eq!(SockAddr::parse(&b[..11]), Err(Errno::EINVAL));
+    }
 
     #[test]
     fn addresses_survive_the_round_trip() {

@@ -12,6 +12,8 @@ use core::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
 /// Octets of `struct cmsghdr`.
 const HEADER: usize = 16;
+const SOL_NETLINK: i32 = 270;
+const NETLINK_PKTINFO: i32 = 3;
 const SOL_PACKET: i32 = 263;
 const SCM_RIGHTS: i32 = 1;
 const SCM_CREDENTIALS: i32 = 2;
@@ -134,6 +136,7 @@ fn encode(control: &Control, clock: u64) -> (i32, i32, Vec<u8>) {
             let head = exterr(errno, origin, kind, code, info);
             (level::IPV6, IPV6_RECVERR, offender(head, origin, SocketAddr::from((from, 0))))
         }
+        Control::NetlinkPktInfo(group) => (SOL_NETLINK, NETLINK_PKTINFO, int(group)),
         Control::AuxData(ref a) => {
             let mut b = [a.status, a.len, a.snaplen].map(u32::to_ne_bytes).concat();
             b.extend([a.mac, a.net, a.vlan_tci, a.vlan_tpid].map(u16::to_ne_bytes).concat());

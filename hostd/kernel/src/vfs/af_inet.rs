@@ -2,6 +2,7 @@
 //! and datagrams, and `AF_INET6` sockets that carry IPv4 in mapped addresses.
 //! This host has no IPv6: its destinations are unreachable, its wildcard means IPv4 too.
 
+use super::netlink::{AF_NETLINK, choose_netlink};
 use super::{FileId, FileKind, O_CLOEXEC, O_NONBLOCK};
 use crate::Kernel;
 use crate::cpu::sched::TaskId;
@@ -9,7 +10,7 @@ use crate::errno::Errno;
 use crate::ip::route::RouteKind;
 use crate::sock::{AF_INET, AF_INET6, Proto, RCV_SHUTDOWN, SEND_SHUTDOWN, Sock, SockId, SockState};
 use crate::syscall::exec::{Flow, Op};
-use crate::syscall::{Fd, Ret, Shutdown, Step};
+use crate::syscall::{Fd, NetlinkAddr, Ret, Shutdown, Step};
 use crate::tcp::{State, TcpSock};
 use crate::udp::UdpSock;
 use crate::wait::queue::PollEvents;
@@ -102,10 +103,11 @@ impl Kernel {
         if kind >= SOCK_MAX {
             return Err(Errno::EINVAL);
         }
-        if domain != i32::from(AF_INET) && domain != i32::from(AF_INET6) {
-            return Err(Errno::EAFNOSUPPORT);
-        }
-        let proto = choose_proto(domain, kind, protocol)?;
+        let proto = match domain as u16 {
+            AF_INET | AF_INET6 => choose_proto(domain, kind, protocol)?,
+            AF_NETLINK => choose_netlink(kind, protocol)?,
+            _ => return Err(Errno::EAFNOSUPPORT),
+        };
         self.fd_table(task).unused(0)?;
         let (sndbuf, rcvbuf) = match proto {
             Proto::Tcp(_) => (self.sysctl.tcp_wmem[1], self.sysctl.tcp_rmem[1]),
@@ -118,7 +120,7 @@ impl Kernel {
         match &sk.proto {
             Proto::Tcp(_) => self.tcp_init_sock(&mut sk),
             Proto::Raw { protocol, .. } => self.raw_hash(*protocol, id),
-            Proto::Udp(_) | Proto::Ping => {}
+            Proto::Udp(_) | Proto::Ping | Proto::Netlink(_) => {}
         }
         self.socks.put(sk);
         self.install_sock(task, id, flags)
@@ -140,6 +142,9 @@ impl Kernel {
     }
 
     fn inet_bind(&mut self, sk: &mut Sock, addr: SocketAddr) -> Result<(), Errno> {
+        if sk.family == AF_NETLINK {
+            return Err(Errno::EINVAL);
+        }
         let addr = sk.bind_addr(addr)?;
         let ip = *addr.ip();
         let kind = if ip.is_unspecified() { RouteKind::Local } else { self.inet_addr_type(ip) };
@@ -176,7 +181,7 @@ impl Kernel {
             Proto::Tcp(_) => self.tcp_get_port(sk, sk.rcv_saddr, port),
             Proto::Udp(_) => self.udp_get_port(sk, port),
             Proto::Ping => self.ping_get_port(sk, port),
-            Proto::Raw { .. } => Ok(()),
+            Proto::Raw { .. } | Proto::Netlink(_) => Ok(()),
         }
     }
 
@@ -277,6 +282,8 @@ impl Kernel {
         let begun = self.lock_sock(id, |k, sk| match (&sk.proto, to) {
             (Proto::Tcp(_), Some(to)) => k.stream_connect(sk, to).map(Some),
             (Proto::Tcp(_), None) => k.stream_disconnect(sk).map(|()| None),
+            (Proto::Netlink(_), Some(_)) => Err(Errno::EINVAL),
+            (Proto::Netlink(_), None) => k.netlink_connect(sk, NetlinkAddr::default()).map(|()| None),
             (_, Some(to)) => k.dgram_connect(sk, to).map(|()| None),
             (_, None) => {
                 k.dgram_disconnect(sk);
@@ -365,6 +372,9 @@ impl Kernel {
     }
 
     fn inet_shutdown(&mut self, sk: &mut Sock, how: Shutdown) -> Result<(), Errno> {
+        if sk.family == AF_NETLINK {
+            return Err(Errno::EOPNOTSUPP);
+        }
         let bits = match how {
             Shutdown::Rd => RCV_SHUTDOWN,
             Shutdown::Wr => SEND_SHUTDOWN,
@@ -399,6 +409,9 @@ impl Kernel {
     pub(crate) fn sys_getsockname(&mut self, task: TaskId, fd: Fd) -> Result<Ret, Errno> {
         let (_, id) = self.fget_sock(task, fd)?;
         let sk = self.socks.get(id).ok_or(Errno::EBADF)?;
+        if let Some(name) = Self::netlink_getname(sk, false) {
+            return Ok(name);
+        }
         let addr = if sk.rcv_saddr.is_unspecified() { sk.saddr } else { sk.rcv_saddr };
         Ok(Ret::Addr(sk.to_user_addr(addr, sk.sport)))
     }
@@ -407,6 +420,9 @@ impl Kernel {
     pub(crate) fn sys_getpeername(&mut self, task: TaskId, fd: Fd) -> Result<Ret, Errno> {
         let (_, id) = self.fget_sock(task, fd)?;
         let sk = self.socks.get(id).ok_or(Errno::EBADF)?;
+        if let Some(name) = Self::netlink_getname(sk, true) {
+            return Ok(name);
+        }
         if sk.dport == 0 || matches!(sk.state(), State::Close | State::SynSent) {
             return Err(Errno::ENOTCONN);
         }
@@ -416,7 +432,7 @@ impl Kernel {
     /// Readiness of a socket.
     pub(crate) fn sock_poll(&mut self, id: SockId) -> PollEvents {
         let Some(sk) = self.socks.get(id) else { return PollEvents::ALWAYS };
-        let mask = if matches!(sk.proto, Proto::Tcp(_)) { self.tcp_poll(sk) } else { sk.datagram_poll() };
+        let mask = if matches!(sk.proto, Proto::Tcp(_)) { self.tcp_poll(sk) } else { sk.netlink_poll() };
         if !mask.contains(PollEvents::OUT)
             && let Some(sk) = self.socks.get_mut(id)
         {
@@ -488,6 +504,7 @@ impl Kernel {
         match sk.proto {
             Proto::Udp(_) => self.udp_unhash(&sk),
             Proto::Ping => self.ping_unhash(&sk),
+            Proto::Netlink(_) => self.netlink_release(&sk),
             Proto::Raw { protocol, .. } => self.raw_unhash(protocol, id),
             Proto::Tcp(_) => unreachable!("handled above"),
         }

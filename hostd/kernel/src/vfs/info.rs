@@ -33,7 +33,7 @@ pub struct SocketInfo {
 impl Kernel {
     /// All sockets.
     pub fn sockets_info(&self) -> Vec<SocketInfo> {
-        self.socks.iter().map(|sk| self.socket_info(sk)).collect()
+        self.socks.iter().filter(|sk| !matches!(sk.proto, Proto::Netlink(_))).map(|sk| self.socket_info(sk)).collect()
     }
 
     fn socket_info(&self, sk: &Sock) -> SocketInfo {
@@ -42,6 +42,7 @@ impl Kernel {
             Proto::Tcp(_) => ("tcp", sk.sport),
             Proto::Udp(_) => ("udp", sk.sport),
             Proto::Ping => ("icmp", sk.sport),
+            Proto::Netlink(_) => ("nl", 0),
             Proto::Raw { protocol, .. } => ("raw", protocol.into()),
         };
         let tcp = matches!(sk.proto, Proto::Tcp(_));

@@ -20,6 +20,7 @@ mod ifioctl;
 pub(crate) mod info;
 pub(crate) mod mmsg;
 pub(crate) mod msg;
+pub mod netlink;
 pub(crate) mod optnum;
 mod optraw;
 pub mod procfs;

@@ -48,7 +48,18 @@ impl Kernel {
 
     pub(super) fn msg_state(&self, task: TaskId, file: FileId, iov: Iov, flags: u32) -> MsgState {
         let nonblock = flags & msg::DONTWAIT != 0 || self.vfs.nonblock(file);
-        MsgState { task, iter: IovIter::new(iov), copied: 0, flags, nonblock, give_up: None, addr: None, out_flags: 0, control: Vec::new() }
+        MsgState {
+            task,
+            iter: IovIter::new(iov),
+            copied: 0,
+            flags,
+            nonblock,
+            give_up: None,
+            addr: None,
+            netlink: None,
+            out_flags: 0,
+            control: Vec::new(),
+        }
     }
 
     /// Sends, or goes on sending after a wait.
@@ -85,7 +96,7 @@ impl Kernel {
     }
 
     fn sock_sendmsg(&mut self, sk: &mut Sock, m: &mut MsgState) -> Step<Result<usize, Errno>> {
-        if !matches!(sk.proto, Proto::Tcp(_) | Proto::Raw { .. })
+        if !matches!(sk.proto, Proto::Tcp(_) | Proto::Raw { .. } | Proto::Netlink(_))
             && let Err(e) = self.inet_autobind(sk)
         {
             return Step::Done(Err(e));
@@ -95,6 +106,7 @@ impl Kernel {
             Proto::Udp(_) => self.udp_sendmsg(sk, m),
             Proto::Ping => self.ping_sendmsg(sk, m),
             Proto::Raw { .. } => self.raw_sendmsg(sk, m),
+            Proto::Netlink(_) => self.netlink_sendmsg(sk, m),
         }
     }
 
@@ -127,6 +139,9 @@ impl Kernel {
             match done {
                 None => return Flow::Done(Ret::Err(Errno::EBADF)),
                 Some(Some(Ok(len))) => {
+                    if let Some(from) = m.netlink {
+                        return Flow::Done(Ret::ReceivedNetlink { len, from, flags: m.out_flags, control: m.control });
+                    }
                     return Flow::Done(Ret::Received { len, from: m.addr, flags: m.out_flags, control: m.control });
                 }
                 Some(Some(Err(e))) => return Flow::Done(Ret::Err(e)),
@@ -145,6 +160,7 @@ impl Kernel {
         }
         match sk.proto {
             Proto::Tcp(_) => self.tcp_recvmsg(sk, m),
+            Proto::Netlink(_) => self.netlink_recvmsg(sk, m),
             _ => self.dgram_recvmsg(sk, m),
         }
     }
@@ -183,6 +199,7 @@ impl Kernel {
         match sk.proto {
             Proto::Tcp(_) if sk.state() == State::Listen => Err(Errno::EINVAL),
             Proto::Tcp(_) => self.tcp_inq(sk).map(|n| n as i32),
+            Proto::Netlink(_) => Ok(sk.netlink_inq()),
             _ => Ok(sk.receive_queue.front().map_or(0, |skb| skb.len() as i32)),
         }
     }

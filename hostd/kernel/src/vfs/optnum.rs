@@ -9,6 +9,7 @@ pub(crate) mod level {
     pub(crate) const IPV6: i32 = 41;
     pub(crate) const RAW: i32 = 255;
     pub(crate) const PACKET: i32 = 263;
+    pub(crate) const NETLINK: i32 = 270;
 }
 
 /// `SO_*`.

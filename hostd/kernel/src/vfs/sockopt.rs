@@ -54,6 +54,8 @@ impl Kernel {
         let (_, id) = self.fget_sock(task, fd)?;
         let set = |k: &mut Kernel, sk: &mut Sock| match (lvl, &sk.proto) {
             (level::SOCKET, _) => k.sock_setsockopt(sk, name, &val),
+            (level::NETLINK, Proto::Netlink(_)) => k.netlink_setsockopt(sk, name, &val),
+            (_, Proto::Netlink(_)) => Err(Errno::ENOPROTOOPT),
             (level::IP, _) => k.ip_setsockopt(sk, name, &val),
             (level::IPV6, _) if sk.family == AF_INET6 => Self::ipv6_setsockopt(sk, name, &val),
             (level::TCP, Proto::Tcp(_)) => k.tcp_setsockopt(sk, name, val),
@@ -79,6 +81,8 @@ impl Kernel {
         let (_, id) = self.fget_sock(task, fd)?;
         let get = |k: &mut Kernel, sk: &mut Sock| match (lvl, &sk.proto) {
             (level::SOCKET, _) => k.sock_getsockopt(sk, name),
+            (level::NETLINK, Proto::Netlink(_)) => k.netlink_getsockopt(sk, name),
+            (_, Proto::Netlink(_)) => Err(Errno::ENOPROTOOPT),
             (level::IP, _) => k.ip_getsockopt(sk, name),
             (level::IPV6, _) if sk.family == AF_INET6 => Self::ipv6_getsockopt(sk, name),
             (level::TCP, Proto::Tcp(_)) => k.tcp_getsockopt(sk, name),
@@ -178,9 +182,10 @@ impl Kernel {
             so::MAX_PACING_RATE => sk.opt.max_pacing_rate.unwrap_or(u32::MAX) as i32,
             so::RCVLOWAT => sk.opt.rcvlowat as i32,
             so::SNDLOWAT => 1,
-            so::TYPE => match sk.proto {
+            so::TYPE => match &sk.proto {
                 Proto::Tcp(_) => 1,
                 Proto::Udp(_) | Proto::Ping => 2,
+                Proto::Netlink(nl) => nl.kind(),
                 Proto::Raw { .. } => 3,
             },
             so::PROTOCOL => sk.protocol().into(),

@@ -21,6 +21,11 @@ impl PfifoFast {
         Self { bands: Default::default(), len: 0, limit: limit.max(1) }
     }
 
+    /// Changes how many packets a band holds.
+    pub(crate) fn set_limit(&mut self, limit: u32) {
+        self.limit = limit.max(1);
+    }
+
     /// Packets in it.
     pub(crate) fn len(&self) -> u32 {
         self.len

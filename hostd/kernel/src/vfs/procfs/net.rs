@@ -20,6 +20,7 @@ pub(super) const NAMES: &[&str] = &[
     "dev_mcast",
     "icmp",
     "igmp",
+    "netlink",
     "netstat",
     "packet",
     "protocols",
@@ -62,6 +63,7 @@ impl Kernel {
             "dev_mcast" => self.proc_dev_mcast(),
             "icmp" => self.proc_icmp(),
             "igmp" => self.proc_igmp(),
+            "netlink" => self.proc_netlink(),
             "netstat" => self.proc_netstat(),
             "packet" => String::from("sk               RefCnt Type Proto  Iface R Rmem   User   Inode\n"),
             "protocols" => self.proc_protocols(),
@@ -178,7 +180,7 @@ impl Kernel {
                     udp_mem += u64::from(sk.rmem_alloc);
                 }
                 Proto::Raw { .. } => raw += 1,
-                Proto::Ping => {}
+                Proto::Ping | Proto::Netlink(_) => {}
             }
         }
         let (frags, frag_mem) = self.frags.usage();
@@ -204,7 +206,15 @@ impl Kernel {
             ("RAW", 1152, count(|p| matches!(p, Proto::Raw { .. })), -1, "NI", 0, "y  y  y  n  y  y  y  n  y  y  y  y  y  y  y  y  n  n"),
             ("UDP", 1344, count(|p| matches!(p, Proto::Udp(_))), 0, "NI", 0, "y  y  y  n  y  y  y  n  y  y  y  y  n  n  y  y  y  n"),
             ("TCP", 2304, count(|p| matches!(p, Proto::Tcp(_))), 0, "no", 192, "y  y  y  y  y  y  y  y  y  y  y  y  n  y  y  y  y  y"),
-            ("NETLINK", 1096, 0, -1, "NI", 0, "n  n  n  n  n  n  n  n  n  n  n  n  n  n  n  n  n  n"),
+            (
+                "NETLINK",
+                1096,
+                count(|p| matches!(p, Proto::Netlink(_))),
+                -1,
+                "NI",
+                0,
+                "n  n  n  n  n  n  n  n  n  n  n  n  n  n  n  n  n  n",
+            ),
         ];
         for (name, size, sockets, memory, pressure, header, methods) in rows {
             let slab = if name == "NETLINK" { "no" } else { "yes" };
@@ -223,5 +233,17 @@ impl Kernel {
         let joined = self.vfs.groups.iter().filter(|(k, _)| k.1 == dev && k.0 != all_hosts).map(|(k, n)| (k.0, *n));
         let users = 1 + self.vfs.groups.get(&(all_hosts, dev)).copied().unwrap_or(0);
         joined.chain(self.devs.get(IfIndex(dev)).map(|_| (all_hosts, users))).collect()
+    }
+
+    fn proc_netlink(&self) -> String {
+        let mut out = String::from("sk               Eth Pid        Groups   Rmem     Wmem     Dump  Locks    Drops    Inode\n");
+        for sk in self.socks.iter() {
+            let Proto::Netlink(nl) = &sk.proto else { continue };
+            let (groups, dump) = (nl.groups() as u32, u8::from(nl.dumping()));
+            let row =
+                format!("{:016x} {:<3} {:<10} {groups:08x} {:<8} {:<8} {dump:<5}", sk.id.0, nl.protocol(), nl.portid(), sk.rmem_alloc, 0);
+            let _ = writeln!(out, "{row} {:<8} {:<8} {:<8}", 2, nl.drops(), sk.inode());
+        }
+        out
     }
 }

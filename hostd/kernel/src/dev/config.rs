@@ -1,0 +1,68 @@
+//! What an administrator changes of an interface: up and down, MTU, address, name, queue length
+//! (Linux `net/core/dev.c`). Whoever asks has checked the values.
+
+use super::net_device::{IfIndex, MacAddr};
+use crate::Kernel;
+use crate::ip::route::PROT_KERNEL;
+use alloc::string::String;
+
+impl Kernel {
+    /// Switches an interface on or off (Linux `dev_open`, `dev_close`).
+    pub(crate) fn dev_set_up(&mut self, dev: IfIndex, up: bool) {
+        let Some(device) = self.devs.get_mut(dev) else { return };
+        if core::mem::replace(&mut device.up, up) == up {
+            return;
+        }
+        let queues = device.queues.len() as u16;
+        if up {
+            self.fib_sync(dev.0);
+            self.rtnl_link(dev.0);
+            for queue in 0..queues {
+                self.netif_wake_queue(dev, queue);
+                self.napi_schedule(dev, queue);
+            }
+            return;
+        }
+        self.dev_deactivate(dev);
+        self.neigh_ifdown(dev);
+        self.rtnl_link(dev.0);
+        // Routes go with the interface without a word, as Linux's do; its addresses stay.
+        self.fib.flush(|e| e.dev == dev.0 && e.proto != PROT_KERNEL);
+        let loopback = dev.0 == 1;
+        self.fib.sync(dev.0, false, loopback);
+    }
+
+    /// Linux `dev_set_mtu`.
+    pub(crate) fn dev_set_mtu(&mut self, dev: IfIndex, mtu: u32) {
+        let Some(device) = self.devs.get_mut(dev) else { return };
+        if core::mem::replace(&mut device.mtu, mtu) != mtu {
+            self.fib.set_mtu(dev.0, mtu);
+            self.rtnl_link(dev.0);
+        }
+    }
+
+    /// Linux `dev_set_mac_address`.
+    pub(crate) fn dev_set_mac_address(&mut self, dev: IfIndex, mac: MacAddr) {
+        let Some(device) = self.devs.get_mut(dev) else { return };
+        device.mac = mac;
+        self.rtnl_link(dev.0);
+    }
+
+    /// Linux `dev_change_name`. Labels of addresses follow.
+    pub(crate) fn dev_change_name(&mut self, dev: IfIndex, name: String) {
+        let Some(device) = self.devs.get_mut(dev) else { return };
+        let old = core::mem::replace(&mut device.name, name);
+        self.fib.relabel(dev.0, &old, &device.name);
+        self.rtnl_link(dev.0);
+    }
+
+    /// Linux `dev_change_tx_queue_len`: what waits stays, also beyond a lower limit.
+    pub(crate) fn dev_set_tx_queue_len(&mut self, dev: IfIndex, len: u32) {
+        let Some(device) = self.devs.get_mut(dev) else { return };
+        device.tx_queue_len = len;
+        for queue in &mut device.queues {
+            queue.qdisc.set_limit(len);
+        }
+        self.rtnl_link(dev.0);
+    }
+}
