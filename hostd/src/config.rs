@@ -1,5 +1,6 @@
 //! A host's configuration, checked: what comes out of [`HostSpec::parse`] can be built.
 
+use crate::guest::launch::Start;
 use ipnet::Ipv4Net;
 use ringlab_kernel::dev::net_device::MacAddr;
 use ringlab_proto::host::{ExecStart, HostConfig, Interface, Program, Route};
@@ -105,7 +106,37 @@ pub struct RunSpec {
     pub ready_tcp: Option<u16>,
 }
 
-/// A program to start.
+/// What an `exec` asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ExecSpec {
+    /// A built-in program.
+    Builtin(StartSpec),
+    /// An unmodified one.
+    Guest(Start),
+}
+
+impl ExecSpec {
+    /// Checks what to start.
+    ///
+    /// # Errors
+    /// As [`StartSpec::parse`]; [`ConfigError::Invalid`] if no program is named.
+    pub fn parse(field: &str, start: ExecStart) -> Result<Self, ConfigError> {
+        if !start.builtin.is_empty() {
+            return StartSpec::parse(field, start).map(Self::Builtin);
+        }
+        check(!start.argv.is_empty(), &format!("{field}.argv"), || "names no program".to_owned())?;
+        let bad = |s: &String| s.contains('\0');
+        check(!start.argv.iter().any(bad) && !bad(&start.cwd), &format!("{field}.argv"), || "has a zero octet".to_owned())?;
+        let named = |(name, value): &(&String, &String)| !name.is_empty() && !name.contains(['=', '\0']) && !bad(value);
+        check(start.env.iter().all(|e| named(&e)), &format!("{field}.env"), || "has an impossible name or value".to_owned())?;
+        let size = start.size.unwrap_or_default();
+        let side = |n: u32| u16::try_from(n).unwrap_or(u16::MAX);
+        let tty = start.tty.then(|| (side(size.rows), side(size.cols)));
+        Ok(Self::Guest(Start { argv: start.argv, env: start.env.into_iter().collect(), cwd: start.cwd, tty }))
+    }
+}
+
+/// A built-in program to start.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StartSpec {
     /// Name of the built-in program.

@@ -5,6 +5,7 @@ use crate::programs::process::{ProgramId, Streams};
 use crate::trace::Listener;
 use ringlab_proto::host::{HostStats, ProgramInfo};
 use ringlab_ring::doorbell::Doorbell;
+use rustix::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use tokio::sync::oneshot;
@@ -15,6 +16,8 @@ pub enum Command {
     Reconfigure(Box<HostSpec>, oneshot::Sender<Result<(), ConfigError>>),
     /// Start a program.
     Start(StartSpec, Streams, oneshot::Sender<ProgramId>),
+    /// Supervise a program: its filter's listener.
+    Guest(OwnedFd),
     /// Send a program a signal.
     Signal(ProgramId, i32),
     /// Count.

@@ -16,6 +16,7 @@
 use crate::config::{ConfigError, HostSpec};
 use crate::control::{Command, Handle, command_channel};
 use crate::driver::{Nic, TX_USECS};
+use crate::guest::Guests;
 use crate::host::{Arenas, Clock, Shared, Wakes};
 use crate::link::{Link, region_for};
 use crate::programs::process::Streams;
@@ -111,10 +112,11 @@ struct EventLoop {
     shared: Rc<Shared>,
     links: Vec<Link>,
     programs: ProgramTable,
+    guests: Guests,
     listeners: Listeners,
     spec: HostSpec,
     commands: Receiver<Command>,
-    epoll: OwnedFd,
+    epoll: Rc<OwnedFd>,
     alarm: Alarm,
     events: Vec<epoll::Event>,
     spinner: Spinner,
@@ -126,11 +128,11 @@ struct EventLoop {
 
 impl EventLoop {
     fn new(spec: HostSpec, programs: Vec<Streams>, commands: Receiver<Command>, bell: Arc<Doorbell>) -> anyhow::Result<Self> {
-        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).context("epoll")?;
-        epoll::add(&epoll, bell.as_fd(), epoll::EventData::new_u64(BELL), epoll::EventFlags::IN | epoll::EventFlags::ET)
+        let epoll = Rc::new(epoll::create(epoll::CreateFlags::CLOEXEC).context("epoll")?);
+        epoll::add(&*epoll, bell.as_fd(), epoll::EventData::new_u64(BELL), epoll::EventFlags::IN | epoll::EventFlags::ET)
             .context("epoll")?;
         let alarm = Alarm::new().context("timerfd")?;
-        epoll::add(&epoll, &alarm, epoll::EventData::new_u64(CALL), epoll::EventFlags::IN | epoll::EventFlags::ET).context("epoll")?;
+        epoll::add(&*epoll, &alarm, epoll::EventData::new_u64(CALL), epoll::EventFlags::IN | epoll::EventFlags::ET).context("epoll")?;
         // Timers of the model are as exact as the machine allows, not within the usual 50 µs.
         if let Err(error) = rustix::thread::set_current_timer_slack(core::num::NonZeroU64::new(1)) {
             warn!(%error, "timer slack stays as it is: timers may be 50 µs late");
@@ -138,11 +140,13 @@ impl EventLoop {
         let (pool, layouts) = region_for(&spec)?;
         let arenas = Arenas::default();
         let kernel = Kernel::new(setup::kernel_config(&spec, pool.clone()), Box::new(arenas.clone()));
-        let shared = Shared::new(kernel, arenas, Clock::start(), Arc::new(Wakes::new(bell)));
+        let guests = Guests::new(epoll.clone(), arenas.1.clone());
+        let shared = Shared::new(&spec.hostname, kernel, arenas, Clock::start(), Arc::new(Wakes::new(bell)));
         let mut this = Self {
             shared,
             links: Vec::new(),
             programs: ProgramTable::default(),
+            guests,
             listeners: Listeners::default(),
             spinner: Spinner::new(spec.spin),
             spec,
@@ -167,7 +171,8 @@ impl EventLoop {
     fn run(mut self) -> anyhow::Result<()> {
         while !self.stopped {
             if self.turn()? {
-                if self.shared.now().since(self.last_look) >= LOOK {
+                // Programs' calls are seen by looking only.
+                if self.guests.any() || self.shared.now().since(self.last_look) >= LOOK {
                     // A host that is never idle does not keep its listeners waiting either.
                     self.listeners.drain(&mut self.shared.kernel(), true);
                     self.look(false)?;
@@ -190,6 +195,7 @@ impl EventLoop {
     fn turn(&mut self) -> anyhow::Result<bool> {
         let mut progress = self.take_commands();
         progress |= self.take_interrupts();
+        progress |= self.guests.run(&self.shared);
         if self.timer_due() {
             self.shared.handle(Event::Timer);
             progress = true;
@@ -241,6 +247,9 @@ impl EventLoop {
 
     /// Looks at an idle host's rings for a while. True if there is something to do.
     fn spin(&mut self) -> bool {
+        if self.guests.any() {
+            return false;
+        }
         let Some(time) = self.spinner.time(self.shared.now()) else { return false };
         let end = self.shared.now() + time;
         let timeout = self.shared.kernel().poll_timeout();
@@ -289,7 +298,7 @@ impl EventLoop {
     fn look(&mut self, wait: bool) -> anyhow::Result<()> {
         let limit = (!wait).then_some(Timespec { tv_sec: 0, tv_nsec: 0 });
         self.events.clear();
-        match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut self.events), limit.as_ref()) {
+        match epoll::wait(&*self.epoll, rustix::buffer::spare_capacity(&mut self.events), limit.as_ref()) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error).context("epoll_wait"),
         }
@@ -297,7 +306,7 @@ impl EventLoop {
         for event in &self.events {
             // Calls and commands need no more than being awake.
             let link = event.data.u64();
-            if link != BELL && link != CALL {
+            if link != BELL && link != CALL && !self.guests.on_ready(link) {
                 self.links[link as usize].on_end(&self.shared);
             }
         }
@@ -309,11 +318,11 @@ impl EventLoop {
         for call in link.calls() {
             // Edge-triggered: nobody needs to read the counter.
             let flags = epoll::EventFlags::IN | epoll::EventFlags::ET;
-            epoll::add(&self.epoll, call, epoll::EventData::new_u64(CALL), flags).context("epoll")?;
+            epoll::add(&*self.epoll, call, epoll::EventData::new_u64(CALL), flags).context("epoll")?;
         }
         for end in link.ends() {
             let flags = epoll::EventFlags::IN | epoll::EventFlags::RDHUP | epoll::EventFlags::ET;
-            epoll::add(&self.epoll, end, epoll::EventData::new_u64(index as u64), flags).context("epoll")?;
+            epoll::add(&*self.epoll, end, epoll::EventData::new_u64(index as u64), flags).context("epoll")?;
         }
         Ok(())
     }
@@ -338,6 +347,7 @@ impl EventLoop {
             Command::Start(start, streams, tell) => {
                 let _ = tell.send(self.programs.start(&self.shared, &start, streams));
             }
+            Command::Guest(listener) => self.guests.add(listener),
             Command::Signal(id, signal) => self.programs.signal(&self.shared, id, signal),
             Command::Stats(tell) => {
                 // What was sent and is done belongs to them.

@@ -3,10 +3,11 @@
 //! The first `Configure` starts the kernel thread; later ones change the running
 //! host in place or are refused. Everything else is a command to that thread.
 
-use crate::config::{ConfigError, HostSpec, StartSpec};
+use crate::config::{ConfigError, ExecSpec, HostSpec};
 use crate::control::{Command, Handle};
 use crate::event_loop::{self, Boot};
-use crate::programs::process::{Output, ProgramId, Streams};
+use crate::guest::launch::{self, Children, Start};
+use crate::programs::process::{Exit, Output, ProgramId, Streams};
 use crate::trace::{Listener, to_proto};
 use ringlab_proto::host::host_server::Host;
 use ringlab_proto::host::{
@@ -37,6 +38,7 @@ pub struct HostService {
     /// Told by `Shutdown`, and when the kernel thread ends by itself.
     stop: Arc<Notify>,
     failure: Arc<OnceLock<String>>,
+    children: Children,
 }
 
 struct Running {
@@ -49,7 +51,7 @@ type OutputStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 impl HostService {
     /// A service without a host yet. `stop` is notified when the daemon shall end.
     pub fn new(stop: Arc<Notify>) -> Self {
-        Self { running: Arc::default(), stop, failure: Arc::default() }
+        Self { running: Arc::default(), stop, failure: Arc::default(), children: Children::default() }
     }
 
     /// Ends the kernel thread.
@@ -60,6 +62,7 @@ impl HostService {
         {
             running.handle.send(Command::Shutdown);
         }
+        launch::kill_descendants();
     }
 
     /// Why the kernel thread ended, if it was not told to.
@@ -76,6 +79,30 @@ impl HostService {
         let (tell, answer) = oneshot::channel();
         self.handle().await?.send(command(tell));
         answer.await.map_err(|_| Status::unavailable("the host is shutting down"))
+    }
+
+    /// Runs an unmodified program.
+    async fn exec_guest(&self, handle: &Handle, start: Start, input: Streaming<ExecInput>) -> OutputStream<ExecOutput> {
+        let (sender, receiver) = mpsc::channel(1);
+        let (stdin_in, stdin) = mpsc::channel(STDIN_DEPTH);
+        let (output_in, output) = mpsc::channel(OUTPUT_DEPTH);
+        match self.children.start(handle, start, launch::Ends { stdin, output: output_in }).await {
+            Ok(running) => {
+                tokio::spawn(feed_guest(input, stdin_in, running.pid(), running.terminal(), sender.clone()));
+                tokio::spawn(pass_output(running.exit, output, sender));
+            }
+            Err(refusal) => {
+                let text = format!("labctl: {}: {}\n", refusal.what, reason(&refusal.error)).into_bytes();
+                let exit = ExitStatus { code: refusal.exit_code(), signal: 0 };
+                tokio::spawn(async move {
+                    for kind in [exec_output::Kind::Stderr(text), exec_output::Kind::Exit(exit)] {
+                        // The reader has gone: nobody is left to tell.
+                        let _ = sender.send(Ok(ExecOutput { kind: Some(kind) })).await;
+                    }
+                });
+            }
+        }
+        Box::pin(ReceiverStream::new(receiver))
     }
 
     async fn boot(&self, spec: &HostSpec) -> Result<Handle, Status> {
@@ -134,8 +161,11 @@ impl Host for HostService {
         let Some(exec_input::Kind::Start(start)) = first else {
             return Err(Status::invalid_argument("the first message must say what to start"));
         };
-        let start = StartSpec::parse("start", start)?;
         let handle = self.handle().await?;
+        let start = match ExecSpec::parse("start", start)? {
+            ExecSpec::Builtin(start) => start,
+            ExecSpec::Guest(start) => return Ok(Response::new(self.exec_guest(&handle, start, input).await)),
+        };
         let (streams, mut output, stdin, exit) = streams();
         let id = self.ask(|tell| Command::Start(start, streams, tell)).await?;
         let (sender, receiver) = mpsc::channel(1);
@@ -195,7 +225,7 @@ impl From<ConfigError> for Status {
     }
 }
 
-type Ends = (Streams, mpsc::Receiver<Output>, mpsc::Sender<Vec<u8>>, oneshot::Receiver<crate::programs::process::Exit>);
+type Ends = (Streams, mpsc::Receiver<Output>, mpsc::Sender<Vec<u8>>, oneshot::Receiver<Exit>);
 
 fn streams() -> Ends {
     let (stdin_in, stdin) = mpsc::channel(STDIN_DEPTH);
@@ -242,6 +272,79 @@ async fn feed_input(
     }
     // Without effect if the program has ended: its number is not used again.
     handle.send(Command::Signal(id, SIGHUP));
+}
+
+/// Carries standard input, signals and window sizes to an unmodified program; ends it when its user has gone.
+async fn feed_guest(
+    mut input: Streaming<ExecInput>,
+    stdin: mpsc::Sender<Vec<u8>>,
+    pid: rustix::process::Pid,
+    terminal: Option<launch::Terminal>,
+    output: mpsc::Sender<Result<ExecOutput, Status>>,
+) {
+    let mut stdin = Some(stdin);
+    loop {
+        let message = tokio::select! {
+            message = input.message() => message,
+            () = output.closed() => break,
+        };
+        match message.map(|m| m.map(|m| m.kind)) {
+            Ok(Some(Some(exec_input::Kind::Stdin(bytes)))) => {
+                if let Some(to) = &stdin
+                    && to.send(bytes).await.is_err()
+                {
+                    stdin = None; // the program has closed it
+                }
+            }
+            Ok(Some(Some(exec_input::Kind::StdinEof(_)))) => stdin = None,
+            Ok(Some(Some(exec_input::Kind::Signal(signal)))) => launch::send_signal(pid, signal),
+            Ok(Some(Some(exec_input::Kind::Resize(size)))) => {
+                if let Some(terminal) = &terminal {
+                    let side = |n: u32| u16::try_from(n).unwrap_or(u16::MAX);
+                    terminal.resize(side(size.rows), side(size.cols));
+                }
+            }
+            // No more input; output goes on, until its reader goes.
+            Ok(None) => {
+                drop(stdin.take());
+                output.closed().await;
+                break;
+            }
+            Ok(Some(_)) => warn!("a message that says nothing was ignored"),
+            Err(_) => break,
+        }
+    }
+    // Without effect if the program has ended: its group is gone, and the number is not used again so soon.
+    launch::send_signal(pid, SIGHUP);
+}
+
+/// Passes on what an unmodified program prints, and how it ends.
+async fn pass_output(exit: oneshot::Receiver<Exit>, output: mpsc::Receiver<Output>, sender: mpsc::Sender<Result<ExecOutput, Status>>) {
+    let mut outputs = launch::Outputs::new(output, exit);
+    while let Some(piece) = outputs.next().await {
+        let kind = match piece {
+            Output::Stdout(bytes) => exec_output::Kind::Stdout(bytes),
+            Output::Stderr(bytes) => exec_output::Kind::Stderr(bytes),
+        };
+        if sender.send(Ok(ExecOutput { kind: Some(kind) })).await.is_err() {
+            return;
+        }
+    }
+    let last = match outputs.exit().await {
+        Some(e) => {
+            let code = if e.signal == 0 { e.code } else { 0 };
+            Ok(ExecOutput { kind: Some(exec_output::Kind::Exit(ExitStatus { code, signal: e.signal })) })
+        }
+        None => Err(Status::unavailable("the host went down")),
+    };
+    // The reader has gone: nobody is left to tell.
+    let _ = sender.send(last).await;
+}
+
+/// An error as programs print it: without its number.
+fn reason(error: &std::io::Error) -> String {
+    let text = error.to_string();
+    text.split(" (os error").next().unwrap_or_default().to_owned()
 }
 
 /// Output of a program of `run:` goes to the log.

@@ -7,11 +7,13 @@
 //! reader or for standard input is woken by the control thread.
 
 use crate::driver::Nic;
+use crate::guest::GuestMemory;
 use crate::programs::process::{Exit, Process};
 use crate::programs::sys::Memory;
 use ringlab_kernel::cpu::sched::TaskId;
 use ringlab_kernel::dev::net_device::IfIndex;
 use ringlab_kernel::errno::Errno;
+use ringlab_kernel::syscall::signal::Signal;
 use ringlab_kernel::syscall::{Call, Ret};
 use ringlab_kernel::time::Instant;
 use ringlab_kernel::uaccess::UserMemory;
@@ -63,9 +65,9 @@ impl Clock {
     }
 }
 
-/// The arenas of all tasks: the host's user memory.
+/// The memory of all tasks: arenas of built-in programs, and guests' own.
 #[derive(Clone, Default)]
-pub struct Arenas(Rc<RefCell<TaskMap<Memory>>>);
+pub struct Arenas(Rc<RefCell<TaskMap<Memory>>>, pub GuestMemory);
 
 impl Arenas {
     fn with(&self, task: TaskId, f: impl FnOnce(&mut [u8]) -> Option<()>) -> Result<(), Errno> {
@@ -78,6 +80,9 @@ impl Arenas {
 
 impl UserMemory for Arenas {
     fn copy_to_user(&mut self, task: TaskId, dst: u64, src: &[Slice<'_>]) -> Result<(), Errno> {
+        if let Some(done) = self.1.write(task, dst, src) {
+            return done;
+        }
         self.with(task, |arena| {
             let mut rest = arena.get_mut(usize::try_from(dst).ok()?..)?;
             for run in src {
@@ -90,6 +95,9 @@ impl UserMemory for Arenas {
     }
 
     fn copy_from_user(&mut self, task: TaskId, src: u64, dst: &[Slice<'_>]) -> Result<(), Errno> {
+        if let Some(done) = self.1.read(task, src, dst) {
+            return done;
+        }
         self.with(task, |arena| {
             let mut rest = arena.get(usize::try_from(src).ok()?..)?;
             for run in dst {
@@ -99,6 +107,10 @@ impl UserMemory for Arenas {
             }
             Some(())
         })
+    }
+
+    fn waits_still(&mut self, task: TaskId) -> bool {
+        self.1.waits_still(task)
     }
 }
 
@@ -164,11 +176,16 @@ pub struct Shared {
     nics: RefCell<Vec<(IfIndex, Rc<RefCell<Nic>>)>>,
     bells: RefCell<Vec<(IfIndex, u16)>>,
     hosts: RefCell<BTreeMap<String, Ipv4Addr>>,
+    hostname: String,
+    /// Results of calls of guests.
+    guest_returns: RefCell<VecDeque<(TaskId, Ret)>>,
+    /// Signals for guests. Built-in programs take errors, not signals.
+    guest_signals: RefCell<VecDeque<Signal>>,
 }
 
 impl Shared {
     /// A host round `kernel`, whose user memory is `arenas`.
-    pub fn new(kernel: Kernel, arenas: Arenas, clock: Clock, wakes: Arc<Wakes>) -> Rc<Self> {
+    pub fn new(hostname: &str, kernel: Kernel, arenas: Arenas, clock: Clock, wakes: Arc<Wakes>) -> Rc<Self> {
         Rc::new(Self {
             kernel: RefCell::new(kernel),
             clock,
@@ -182,6 +199,9 @@ impl Shared {
             nics: RefCell::default(),
             bells: RefCell::default(),
             hosts: RefCell::default(),
+            hostname: hostname.to_owned(),
+            guest_returns: RefCell::default(),
+            guest_signals: RefCell::default(),
         })
     }
 
@@ -238,6 +258,60 @@ impl Shared {
         mine
     }
 
+    /// The host's name.
+    pub fn hostname(&self) -> &str {
+        &self.hostname
+    }
+
+    /// Names and addresses of the lab's nodes.
+    pub fn each_host(&self, mut f: impl FnMut(&str, Ipv4Addr)) {
+        self.hosts.borrow().iter().for_each(|(name, addr)| f(name, *addr));
+    }
+
+    /// Makes a call of a guest. The result, if it does not block; else it comes by [`Self::next_guest_return`].
+    pub fn guest_syscall(&self, task: TaskId, call: Call) -> Option<Ret> {
+        self.guest_event(task, Event::Syscall(task, call))
+    }
+
+    /// Ends the call in which a guest's task is blocked. What it returns.
+    pub fn cancel_guest_call(&self, task: TaskId) -> Option<Ret> {
+        let returned = self.guest_event(task, Event::Cancel(task));
+        let mut returns = self.guest_returns.borrow_mut();
+        let before = returns.iter().position(|r| r.0 == task).and_then(|at| returns.remove(at));
+        returned.or(before.map(|(_, ret)| ret))
+    }
+
+    /// Ends a guest's task, whatever it does.
+    pub fn end_guest_task(&self, task: TaskId) {
+        self.kernel.borrow_mut().exit(task);
+        self.guest_returns.borrow_mut().retain(|r| r.0 != task);
+        // What closing its descriptors has set going.
+        self.handle(Event::Timer);
+    }
+
+    /// The oldest result of a guest's blocked call.
+    pub fn next_guest_return(&self) -> Option<(TaskId, Ret)> {
+        self.guest_returns.borrow_mut().pop_front()
+    }
+
+    /// The oldest signal that was raised.
+    pub fn next_guest_signal(&self) -> Option<Signal> {
+        self.guest_signals.borrow_mut().pop_front()
+    }
+
+    fn guest_event(&self, task: TaskId, event: Event) -> Option<Ret> {
+        let mut kernel = self.kernel.borrow_mut();
+        kernel.handle(self.clock.now(), event);
+        let mut mine = None;
+        while let Some(effect) = kernel.poll_effect() {
+            match effect {
+                Effect::Return(t, ret) if t == task => mine = Some(ret),
+                other => self.on_effect(other),
+            }
+        }
+        mine
+    }
+
     /// True if the running task has had its turn.
     pub fn slice_over(&self) -> bool {
         self.last_call.get() >= self.slice_end.get()
@@ -245,10 +319,13 @@ impl Shared {
 
     /// Keeps a result for a task and makes it ready.
     pub fn deliver(&self, task: TaskId, ret: Ret) {
-        if let Some(call) = self.calls.borrow_mut().get_mut(&task.0) {
-            call.blocked = false;
-            call.ret = Some(ret);
-        }
+        let mut calls = self.calls.borrow_mut();
+        let Some(call) = calls.get_mut(&task.0) else {
+            return self.guest_returns.borrow_mut().push_back((task, ret));
+        };
+        call.blocked = false;
+        call.ret = Some(ret);
+        drop(calls);
         self.make_ready(task);
     }
 
@@ -339,8 +416,7 @@ impl Shared {
                     bells.push((dev, queue));
                 }
             }
-            // Built-in programs take errors, not signals.
-            Effect::Signal(_) => {}
+            Effect::Signal(signal) => self.guest_signals.borrow_mut().push_back(signal),
         }
     }
 

@@ -3,14 +3,17 @@
 //! Two threads. The *kernel thread* ([`event_loop`]) is the host: the kernel
 //! model, its drivers, its built-in programs; it sleeps in `epoll` until a NIC, a
 //! timer or a command wakes it. The *control thread* (the main one) serves gRPC
-//! and talks to it by a channel.
+//! and talks to it by a channel. Unmodified programs ([`guest`]) are processes of their own; started as
+//! `hostd guest-init`, this binary is such a process before it becomes the program.
 
 mod config;
 mod control;
 mod driver;
 mod event_loop;
 mod grpc;
+mod guest;
 mod host;
+mod limits;
 mod link;
 mod programs;
 mod server;
@@ -49,6 +52,10 @@ enum LogFormat {
 }
 
 fn main() -> ExitCode {
+    let mut args = std::env::args_os().skip(1);
+    if args.next().is_some_and(|mode| mode == guest::init::NAME) {
+        return guest::init::main(args);
+    }
     let args = Args::parse();
     start_log(args.log_format);
     match run(&args) {
@@ -61,6 +68,7 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> anyhow::Result<()> {
+    limits::raise_descriptors();
     std::env::set_current_dir(&args.run_dir).with_context(|| format!("run directory {}", args.run_dir.display()))?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(1).build().context("control thread")?;
     runtime.block_on(server::serve(&args.grpc, &args.node))

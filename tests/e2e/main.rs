@@ -4,6 +4,7 @@
 //! ends by looking for what its lab may have left behind.
 
 mod crash;
+mod guest;
 mod lifecycle;
 mod real_peer;
 mod refusal;

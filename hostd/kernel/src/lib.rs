@@ -58,6 +58,9 @@ pub enum Event {
     Syscall(TaskId, Call),
     /// A task gets a signal: a blocked call ends with `EINTR` or what it has.
     Signal(TaskId),
+    /// Nobody waits for a task's blocked call any more: it ends with what it has done so far, or `EINTR`,
+    /// takes nothing more, and passes on a wake-up meant for one task only.
+    Cancel(TaskId),
     /// Time has passed: timers, and work left over (`ksoftirqd`).
     Timer,
 }
@@ -211,6 +214,7 @@ impl Kernel {
             Event::Carrier(dev, on) => self.netif_carrier(dev, on),
             Event::Syscall(task, call) => self.do_syscall(task, call),
             Event::Signal(task) => self.signal_task(task),
+            Event::Cancel(task) => self.cancel_call(task),
             Event::Timer => {}
         }
         self.run_local_timers();

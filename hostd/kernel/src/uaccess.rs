@@ -24,6 +24,11 @@ pub trait UserMemory {
     /// # Errors
     /// `EFAULT` if the address range is not the task's to read.
     fn copy_from_user(&mut self, task: TaskId, src: u64, dst: &[Slice<'_>]) -> Result<(), Errno>;
+    /// False if a call that sleeps was interrupted where the kernel model does not see it: it is
+    /// abandoned then, before it takes or copies anything.
+    fn waits_still(&mut self, _task: TaskId) -> bool {
+        true
+    }
 }
 
 /// A buffer of a task (Linux `struct iovec`).

@@ -99,7 +99,7 @@ impl Node {
         let config = Config { seed: number.into(), cpus: 1, ip_forward: false, udp_backlog: false, pool: pool.clone() };
         let kernel = Kernel::new(config, Box::new(arenas.clone()));
         let wakes = Arc::new(Wakes::new(Arc::new(Doorbell::new().expect("eventfd"))));
-        let shared = Shared::new(kernel, arenas, Clock::Manual(clock.clone()), wakes);
+        let shared = Shared::new("test", kernel, arenas, Clock::Manual(clock.clone()), wakes);
         let masked = Rc::new(Cell::new(false));
         let driver = WireDriver { pool, rx: rx.clone(), tx: tx.clone(), done: VecDeque::new(), masked: masked.clone() };
         let dev = shared.kernel().add_device(DeviceConfig {

@@ -53,6 +53,7 @@ pub async fn on_host(maker: &Maker, node: &NodePlan, start: ExecStart, mut input
                 Some(exec_input::Kind::Stdin(octets)) => host::exec_input::Kind::Stdin(octets),
                 Some(exec_input::Kind::StdinEof(eof)) => host::exec_input::Kind::StdinEof(eof),
                 Some(exec_input::Kind::Signal(signal)) => host::exec_input::Kind::Signal(signal),
+                Some(exec_input::Kind::Resize(size)) => host::exec_input::Kind::Resize(size),
                 Some(exec_input::Kind::Start(_)) | None => continue,
             };
             if sender.send(host::ExecInput { kind: Some(kind) }).await.is_err() {
@@ -167,7 +168,8 @@ async fn feed(process: Arc<Process>, mut stdin: Option<ChildStdin>, mut inputs: 
                     process.signal_group(signal);
                 }
             }
-            Some(exec_input::Kind::Start(_)) | None => {}
+            // There is no terminal.
+            Some(exec_input::Kind::Start(_) | exec_input::Kind::Resize(_)) | None => {}
         }
     }
 }

@@ -350,6 +350,7 @@ pub fn program(run: &topology::Run, base: &Path) -> host::ExecStart {
         env: run.env.clone().into_iter().collect(),
         cwd: base.to_string_lossy().into_owned(),
         tty: false,
+        size: None,
     }
 }
 

@@ -5,6 +5,7 @@ use crate::error::{CliError, CliResult};
 use crate::exit;
 use ringlab_proto::agent::{ExecInput, ExecStart, exec_input};
 use ringlab_proto::host::{self, exec_output};
+use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -14,6 +15,8 @@ use tokio_stream::wrappers::ReceiverStream;
 
 /// Octets in one message.
 const CHUNK: usize = 32 << 10;
+/// `SIGWINCH`: the terminal has another size.
+const WINCH: i32 = 28;
 /// What a shell says of a program that wrote to nobody.
 const BROKEN_PIPE: u8 = 128 + 13;
 
@@ -28,6 +31,9 @@ pub struct Args {
     /// A program that every emulated host has: ping, httpd, fetch, stream, echo.
     #[arg(long, value_name = "NAME")]
     pub builtin: Option<String>,
+    /// Give the program a terminal; standard input must be one.
+    #[arg(short, long, conflicts_with = "builtin")]
+    pub tty: bool,
     /// Program and arguments; with --builtin its arguments only.
     #[arg(last = true, value_name = "PROGRAM ARG")]
     pub argv: Vec<String>,
@@ -38,12 +44,14 @@ pub async fn run(args: Args) -> CliResult {
     if args.builtin.is_none() && args.argv.is_empty() {
         return Err(CliError::usage("exec: name a program after `--`, or a built-in one with --builtin"));
     }
+    let terminal = if args.tty { Some(Terminal::raw()?) } else { None };
     let program = host::ExecStart {
         builtin: args.builtin.unwrap_or_default(),
         argv: args.argv,
         env: environment().into_iter().collect(),
         cwd: std::env::current_dir().map(|dir| dir.to_string_lossy().into_owned()).unwrap_or_default(),
-        tty: false,
+        tty: args.tty,
+        size: terminal.as_ref().and_then(Terminal::size),
     };
     let mut client = connect_to_labs(args.lab.as_deref()).await?;
     let (sender, receiver) = mpsc::channel(16);
@@ -56,7 +64,15 @@ pub async fn run(args: Args) -> CliResult {
         let output = tokio::select! {
             output = outputs.next() => output,
             number = signals.next() => {
-                send(&sender, exec_input::Kind::Signal(number)).await;
+                match (&terminal, number == WINCH) {
+                    (Some(terminal), true) => {
+                        if let Some(size) = terminal.size() {
+                            send(&sender, exec_input::Kind::Resize(size)).await;
+                        }
+                    }
+                    (None, true) => {}
+                    (_, false) => send(&sender, exec_input::Kind::Signal(number)).await,
+                }
                 continue;
             }
         };
@@ -107,6 +123,31 @@ fn read_stdin(sender: mpsc::Sender<ExecInput>) {
     });
 }
 
+/// labctl's own terminal, which passes everything on while the program has one.
+struct Terminal(Termios);
+
+impl Terminal {
+    fn raw() -> Result<Self, CliError> {
+        let before = tcgetattr(io::stdin()).map_err(|_| CliError::usage("exec: --tty needs a terminal as standard input"))?;
+        let mut raw = before.clone();
+        raw.make_raw();
+        tcsetattr(io::stdin(), OptionalActions::Drain, &raw).map_err(|error| CliError::failed(format!("terminal: {error}")))?;
+        Ok(Self(before))
+    }
+
+    fn size(&self) -> Option<host::WindowSize> {
+        let size = tcgetwinsize(io::stdin()).ok()?;
+        Some(host::WindowSize { rows: size.ws_row.into(), cols: size.ws_col.into() })
+    }
+}
+
+impl Drop for Terminal {
+    fn drop(&mut self) {
+        // A terminal that has gone needs no care.
+        let _ = tcsetattr(io::stdin(), OptionalActions::Drain, &self.0);
+    }
+}
+
 /// Signals that are the program's, not labctl's.
 struct Signals(Vec<(Signal, i32)>);
 
@@ -119,6 +160,7 @@ impl Signals {
             SignalKind::quit(),
             SignalKind::user_defined1(),
             SignalKind::user_defined2(),
+            SignalKind::window_change(),
         ];
         kinds.into_iter().map(|kind| Ok((signal(kind)?, kind.as_raw_value()))).collect::<io::Result<_>>().map(Self)
     }

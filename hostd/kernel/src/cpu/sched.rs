@@ -191,6 +191,31 @@ impl Kernel {
         }
     }
 
+    /// Nobody waits for a task's call any more: [`crate::Event::Cancel`].
+    pub(crate) fn cancel_call(&mut self, id: TaskId) {
+        let Some(task) = self.tasks.get_mut(id) else { return };
+        let Some(op) = task.op.take() else { return };
+        if task.state == TaskState::Runnable {
+            let cpu = usize::from(task.cpu);
+            self.tasks.runq[cpu].retain(|&t| t != id);
+            self.tasks.runnable -= 1;
+        }
+        let task = self.tasks.get_mut(id).expect("looked up above");
+        task.state = TaskState::Running;
+        let back = core::mem::replace(&mut self.this_cpu, task.cpu);
+        self.finish_wait(id, &op);
+        let flow = self.abandon_op(id, op);
+        self.end_of_step(id, flow);
+        self.this_cpu = back;
+    }
+
+    /// Gives a task another name (`exec`, `PR_SET_NAME`).
+    pub fn set_comm(&mut self, id: TaskId, comm: &str) {
+        if let Some(task) = self.tasks.get_mut(id) {
+            task.comm = String::from(comm);
+        }
+    }
+
     /// The time limit of a task's call is over: [`crate::timer::TimerKey::Task`]. Call `schedule` afterwards.
     pub(crate) fn task_timeout(&mut self, id: TaskId) {
         if let Some(task) = self.tasks.get_mut(id)
@@ -285,7 +310,7 @@ impl Kernel {
         task.state = TaskState::Running;
         if let Some(op) = task.op.take() {
             self.finish_wait(id, &op);
-            let flow = self.continue_op(id, op);
+            let flow = if self.mem.waits_still(id) { self.continue_op(id, op) } else { self.abandon_op(id, op) };
             self.end_of_step(id, flow);
         }
         self.do_softirq();

@@ -18,6 +18,7 @@ use crate::vfs::mmsg::{RecvMany, SendMany};
 use crate::wait::queue::{PollEvents, WaitEntry, Waiter};
 use crate::wait::select::PollOp;
 use alloc::boxed::Box;
+use alloc::vec::Vec;
 use core::time::Duration;
 
 /// A call that waits.
@@ -203,6 +204,37 @@ impl Kernel {
     fn sock_finish_wait(&mut self, task: TaskId, id: SockId) {
         if let Some(sk) = self.socks.get_mut(id) {
             sk.wq.remove(Waiter::Task(task));
+        }
+    }
+
+    /// Ends a call for which nobody waits any more: what it has done so far, or `EINTR`. A wake-up that only one
+    /// task gets goes to the next one.
+    pub(crate) fn abandon_op(&mut self, task: TaskId, op: Op) -> Flow {
+        let ret = match &op {
+            Op::Send(_, m) if m.copied > 0 => Ret::Value(m.copied as i64),
+            Op::Recv(_, m) if m.copied > 0 => Ret::Received { len: m.copied, from: m.addr, flags: m.out_flags, control: Vec::new() },
+            _ => Ret::Err(Errno::EINTR),
+        };
+        if let Some(file) = op.file() {
+            self.pass_on_wake_up(file);
+        }
+        self.drop_op(task, op);
+        Flow::Done(ret)
+    }
+
+    fn pass_on_wake_up(&mut self, file: FileId) {
+        let kind = self.vfs.file(file).kind;
+        if let crate::vfs::FileKind::Epoll(epoll) = kind {
+            self.ep_pass_on(epoll);
+        } else if let crate::vfs::FileKind::Socket(id) = kind {
+            let ready = self.sock_poll(id);
+            if ready.is_empty() {
+                return;
+            }
+            if let Some(mut sk) = self.socks.take(id) {
+                self.wake_up(&mut sk.wq, ready);
+                self.socks.put(sk);
+            }
         }
     }
 

@@ -120,6 +120,14 @@ impl Kernel {
         self.epolls.ep(epoll).wq = wq;
     }
 
+    /// A task that was woken does not look: another one shall.
+    pub(crate) fn ep_pass_on(&mut self, epoll: u32) {
+        let ep = self.epolls.ep(epoll);
+        if ep.items.ready() > 0 && !ep.wq.entries.is_empty() {
+            self.ep_wake(epoll);
+        }
+    }
+
     /// Tells who watches the instance itself (Linux `ep_poll_safewake`).
     fn ep_poll_safewake(&mut self, epoll: u32) {
         if self.epolls.ep(epoll).poll_wait.entries.is_empty() {

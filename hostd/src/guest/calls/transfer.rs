@@ -1,0 +1,129 @@
+//! `sendfile` to a modelled socket: the file's octets go through a buffer of hostd's, piece by piece.
+
+use super::{Finish, Outcome, Result};
+use crate::guest::Guests;
+use crate::guest::decode::{msg, u64_at};
+use crate::guest::fds::Kind;
+use crate::guest::notify::{Listener, Notif};
+use crate::guest::reply::Reply;
+use crate::guest::table::Caller;
+use crate::host::Shared;
+use ringlab_kernel::errno::Errno;
+use ringlab_kernel::syscall::msg::MORE;
+use ringlab_kernel::syscall::{Call, Ret};
+use ringlab_kernel::uaccess::{Iov, UserSlice};
+use rustix::fd::OwnedFd;
+use rustix::fs::{SeekFrom, seek};
+use std::cell::RefCell;
+use std::rc::Rc;
+
+/// Octets of a piece.
+const PIECE: u64 = 64 << 10;
+
+/// A transfer on its way.
+#[derive(Debug)]
+pub struct Transfer {
+    handle: i32,
+    file: OwnedFd,
+    /// Position in the file.
+    at: u64,
+    left: u64,
+    done: u64,
+    /// Octets of the piece on its way.
+    piece: u64,
+    /// Where the position stands; 0: it is the file's own.
+    offset: u64,
+    buf: Rc<RefCell<Vec<u8>>>,
+}
+
+impl Guests {
+    pub(super) fn sys_sendfile(&mut self, shared: &Shared, c: Caller, listener: &Rc<Listener>, n: &Notif) -> Result<Outcome> {
+        let a = &n.args;
+        let (out, from) = (self.kind(c, a[0] as i32), self.kind(c, a[1] as i32));
+        let Kind::Modelled(handle) = out else {
+            return if matches!(from, Kind::Modelled(_)) { Err(Errno::EINVAL) } else { Ok(Outcome::Continue) };
+        };
+        match from {
+            Kind::None => return Err(Errno::EBADF),
+            Kind::Modelled(_) | Kind::Epoll(_) => return Err(Errno::EINVAL),
+            Kind::Real | Kind::File(_) => {}
+        }
+        let file = self.copy_of(c, a[1] as i32).ok_or(Errno::EINVAL)?;
+        let at = if a[2] == 0 {
+            seek(&file, SeekFrom::Current(0)).map_err(|_| Errno::EINVAL)?
+        } else {
+            let mut buf = [0; 8];
+            c.mem.read(a[2], &mut buf)?;
+            u64_at(&buf, 0)
+        };
+        let buf = Rc::default();
+        let t = Transfer { handle, file, at, left: a[3].min(msg::MAX_RW), done: 0, piece: 0, offset: a[2], buf };
+        self.piece(shared, c, listener, n, Box::new(t));
+        Ok(Outcome::Taken)
+    }
+
+    /// `splice`: between pipes and files the machine's kernel does it.
+    pub(super) fn sys_splice(&mut self, _: &Shared, c: Caller, _: &Rc<Listener>, n: &Notif) -> Result<Outcome> {
+        let modelled = |k| matches!(k, Kind::Modelled(_));
+        if modelled(self.kind(c, n.args[0] as i32)) || modelled(self.kind(c, n.args[2] as i32)) {
+            self.unimplemented(n.nr, 0, format_args!("splice on a socket"));
+            return Err(Errno::EINVAL);
+        }
+        Ok(Outcome::Continue)
+    }
+
+    /// Reads a piece and sends it; none left: answers.
+    fn piece(&mut self, shared: &Shared, c: Caller, listener: &Rc<Listener>, n: &Notif, mut t: Box<Transfer>) {
+        let want = t.left.min(PIECE);
+        let read = {
+            let mut buf = t.buf.borrow_mut();
+            buf.resize(want as usize, 0);
+            rustix::io::pread(&t.file, &mut buf[..], t.at)
+        };
+        t.piece = match read {
+            Ok(len) => len as u64,
+            Err(errno) => return self.transferred(shared, c, listener, n, &t, Errno::from_raw(errno.raw_os_error())),
+        };
+        if t.piece == 0 {
+            return self.transferred(shared, c, listener, n, &t, None);
+        }
+        let flags = if t.left > t.piece { MORE } else { 0 };
+        let iov = Iov::One(UserSlice { addr: 0, len: t.piece });
+        self.memory.set_bounce(c.task, Some(t.buf.clone()));
+        let call = Call::Send { fd: t.handle, iov, flags, to: None, control: Vec::new() };
+        self.start(shared, c, listener, n, call, Finish::Transfer(t));
+    }
+
+    /// A piece is sent, or part of it.
+    pub(super) fn next_piece(&mut self, shared: &Shared, c: Caller, listener: &Rc<Listener>, n: &Notif, mut t: Box<Transfer>, ret: Ret) {
+        self.memory.set_bounce(c.task, None);
+        let sent = match ret {
+            Ret::Value(sent) => sent as u64,
+            Ret::Err(errno) => return self.transferred(shared, c, listener, n, &t, Some(errno)),
+            _ => return self.transferred(shared, c, listener, n, &t, Some(Errno::EIO)),
+        };
+        t.at += sent;
+        t.done += sent;
+        t.left -= sent.min(t.left);
+        if sent < t.piece || t.left == 0 {
+            return self.transferred(shared, c, listener, n, &t, None);
+        }
+        self.piece(shared, c, listener, n, t);
+    }
+
+    fn transferred(&mut self, shared: &Shared, c: Caller, listener: &Rc<Listener>, n: &Notif, t: &Transfer, error: Option<Errno>) {
+        if t.done > 0 {
+            if t.offset == 0 {
+                // The position is shared with the program's descriptor.
+                let _ = seek(&t.file, SeekFrom::Start(t.at));
+            } else if let Err(errno) = c.mem.write(t.offset, &t.at.to_ne_bytes()) {
+                return self.send(shared, c, listener, n, Reply::Value(-i64::from(errno.raw())));
+            }
+        }
+        let value = match error {
+            Some(errno) if t.done == 0 => -i64::from(errno.raw()),
+            _ => t.done as i64,
+        };
+        self.send(shared, c, listener, n, Reply::Value(value));
+    }
+}

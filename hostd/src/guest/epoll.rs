@@ -1,0 +1,364 @@
+//! Epoll sets with both kinds of descriptor.
+//!
+//! A program's epoll descriptor is a real instance that hostd made and keeps: the program adds real
+//! descriptors to it natively. Modelled sockets are in the model's instance of the
+//! same set. `epoll_wait` asks both, taking turns in who comes first; it waits in the model, and hostd's own
+//! epoll watches the real instance meanwhile.
+//!
+//! All instances look alike in `/proc`; so each has a *canary*, an entry that is never ready,
+//! whose data says which one it is.
+
+use super::Guests;
+use super::Map;
+use super::calls::{Finish, Outcome};
+use super::decode::{millis, timespec, u32_at, u64_at};
+use super::fds::{Kind, Link, look};
+use super::notify::{Listener, Notif};
+use super::reply::Reply;
+use super::table::Caller;
+use super::token::{self, Token};
+use crate::host::Shared;
+use ringlab_kernel::errno::Errno;
+use ringlab_kernel::syscall::{Call, EpollEvent, EpollOp, Ret};
+use ringlab_kernel::wait::queue::PollEvents;
+use rustix::event::{EventfdFlags, Timespec, epoll as ep, eventfd};
+use rustix::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
+use std::time::Duration;
+
+/// Octets of `struct epoll_event`.
+const EVENT: usize = 12;
+/// Upper half of a canary's data.
+const CANARY: u64 = 0x7269_6e67 << 32;
+/// Most events of one call: more are left for the next.
+const MOST: usize = 4096;
+
+struct Set {
+    real: OwnedFd,
+    /// In the model.
+    handle: i32,
+    /// There are, or were, real descriptors in it.
+    has_real: bool,
+    /// hostd's epoll knows the instance.
+    watched: bool,
+    /// Whose events come first next time.
+    real_first: bool,
+    /// Threads that wait; those that do not any more are skipped.
+    waiters: Vec<i32>,
+}
+
+/// All sets.
+#[derive(Default)]
+pub struct Sets {
+    list: Map<u32, Set>,
+    last: u32,
+    canary: Option<OwnedFd>,
+    suspect: bool,
+}
+
+/// What remains to be done after `epoll_wait`.
+#[derive(Debug)]
+pub struct EpollFinish {
+    set: u32,
+    at: u64,
+    max: usize,
+}
+
+impl Sets {
+    /// The set behind a descriptor of a thread.
+    pub fn identify(&self, tid: i32, fd: i32) -> Option<u32> {
+        let info = std::fs::read_to_string(format!("/proc/{tid}/fdinfo/{fd}")).ok()?;
+        let data = info.lines().filter_map(|l| l.split("data:").nth(1)?.split_whitespace().next());
+        let numbers = data.filter_map(|d| u64::from_str_radix(d, 16).ok());
+        let mut sets = numbers.filter(|d| d >> 32 == CANARY >> 32).map(|d| d as u32);
+        sets.find(|n| self.list.contains_key(n))
+    }
+
+    /// A descriptor of some set is being closed.
+    pub fn suspect(&mut self) {
+        self.suspect = !self.list.is_empty();
+    }
+
+    fn make(&mut self, handle: i32) -> rustix::io::Result<u32> {
+        let real = ep::create(ep::CreateFlags::CLOEXEC)?;
+        if self.canary.is_none() {
+            self.canary = Some(eventfd(0, EventfdFlags::CLOEXEC)?);
+        }
+        self.last = self.last.wrapping_add(1);
+        let number = self.last;
+        if let Some(canary) = &self.canary {
+            ep::add(&real, canary, ep::EventData::new_u64(CANARY | u64::from(number)), ep::EventFlags::empty())?;
+        }
+        let set = Set { real, handle, has_real: false, watched: false, real_first: false, waiters: Vec::new() };
+        self.list.insert(number, set);
+        Ok(number)
+    }
+
+    /// The model's file of a set.
+    pub fn handle(&self, set: u32) -> Option<i32> {
+        self.list.get(&set).map(|s| s.handle)
+    }
+}
+
+impl Set {
+    /// What is ready natively.
+    fn take_real(&self, max: usize) -> Vec<EpollEvent> {
+        let mut events = Vec::with_capacity(max.min(MOST));
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        if max == 0 || ep::wait(&self.real, rustix::buffer::spare_capacity(&mut events), Some(&now)).is_err() {
+            return Vec::new();
+        }
+        let convert = |e: &ep::Event| {
+            let (flags, data) = (e.flags, e.data);
+            EpollEvent { events: PollEvents::from_bits_retain(flags.bits()), data: data.u64() }
+        };
+        events.iter().take(max).map(convert).collect()
+    }
+
+    /// Lets hostd's epoll say, once, when something is ready natively.
+    fn watch(&mut self, epoll: &OwnedFd, number: u32) {
+        let flags = ep::EventFlags::IN | ep::EventFlags::ONESHOT;
+        let data = token::data(Token::Epoll(number));
+        let done = if self.watched { ep::modify(epoll, &self.real, data, flags) } else { ep::add(epoll, &self.real, data, flags) };
+        self.watched |= done.is_ok();
+    }
+}
+
+impl Guests {
+    pub(super) fn sys_epoll_create(
+        &mut self,
+        shared: &Shared,
+        c: Caller,
+        listener: &Rc<Listener>,
+        n: &Notif,
+        flags: i32,
+    ) -> Result<Outcome, Errno> {
+        if flags & !libc::EPOLL_CLOEXEC != 0 {
+            return Err(Errno::EINVAL);
+        }
+        let handle = match shared.guest_syscall(c.task, Call::EpollCreate(0)) {
+            Some(Ret::Value(handle)) => handle as i32,
+            Some(Ret::Err(errno)) => return Err(errno),
+            _ => return Err(Errno::ENOMEM),
+        };
+        let Ok(number) = self.sets.make(handle) else {
+            self.close_handle(shared, handle);
+            return Err(Errno::ENFILE);
+        };
+        let Some(set) = self.sets.list.get(&number) else { return Err(Errno::ENFILE) };
+        match listener.inject(n.id, set.real.as_fd(), flags != 0) {
+            Ok(fd) => {
+                if let Some(proc) = self.procs.get_mut(&c.tgid) {
+                    proc.cache.installed(fd, Kind::Epoll(number));
+                }
+                Ok(Outcome::Taken)
+            }
+            Err(errno) => {
+                self.drop_set(shared, number);
+                Ok(Outcome::Done(-i64::from(errno.raw_os_error())))
+            }
+        }
+    }
+
+    pub(super) fn sys_epoll_ctl(&mut self, shared: &Shared, c: Caller, a: &[u64; 6]) -> Result<Outcome, Errno> {
+        let (op, fd) = (a[1] as i32, a[2] as i32);
+        let Kind::Epoll(number) = self.kind(c, a[0] as i32) else { return Ok(Outcome::Continue) };
+        let kind = self.kind(c, fd);
+        let inner = match kind {
+            Kind::Epoll(inner) => self.sets.handle(inner),
+            _ => None,
+        };
+        let Some(set) = self.sets.list.get_mut(&number) else { return Ok(Outcome::Continue) };
+        match kind {
+            Kind::None => Ok(Outcome::Continue),
+            Kind::Modelled(handle) => {
+                let op = read_op(c, op, a[3])?;
+                Ok(Outcome::Call(Call::EpollCtlKey(set.handle, handle, fd, op), Finish::Value))
+            }
+            Kind::Real | Kind::Epoll(_) | Kind::File(_) => {
+                if op != libc::EPOLL_CTL_DEL && !set.has_real {
+                    set.has_real = true;
+                    // Whoever waits already waits for this one too.
+                    if !set.waiters.is_empty() {
+                        set.watch(&self.epoll, number);
+                    }
+                }
+                let outer = set.handle;
+                // The inner set has two halves, and so has the outer: each half watches its kind.
+                if let Some(inner) = inner {
+                    let op = read_op(c, op, a[3])?;
+                    if let Some(Ret::Err(errno)) = shared.guest_syscall(c.task, Call::EpollCtlKey(outer, inner, fd, op)) {
+                        return Err(errno);
+                    }
+                }
+                Ok(Outcome::Continue)
+            }
+        }
+    }
+
+    pub(super) fn sys_epoll_wait(&mut self, shared: &Shared, c: Caller, listener: &Rc<Listener>, n: &Notif) -> Result<Outcome, Errno> {
+        let a = &n.args;
+        let Kind::Epoll(number) = self.kind(c, a[0] as i32) else { return Ok(Outcome::Continue) };
+        let max = usize::try_from(a[2] as i32).ok().filter(|&n| n > 0).ok_or(Errno::EINVAL)?;
+        if max > i32::MAX as usize / EVENT {
+            return Err(Errno::EINVAL);
+        }
+        let timeout = wait_time(c, n)?;
+        let max = max.min(MOST);
+        let finish = EpollFinish { set: number, at: a[1], max };
+        let Some(set) = self.sets.list.get_mut(&number) else { return Ok(Outcome::Continue) };
+        let handle = set.handle;
+        if !set.has_real {
+            if timeout != Some(Duration::ZERO) && !set.waiters.contains(&c.tid) {
+                set.waiters.push(c.tid);
+            }
+            return Ok(Outcome::Call(Call::EpollWait(handle, max, timeout), Finish::Epoll(finish)));
+        }
+        let events = self.both(shared, c, number, max);
+        if !events.is_empty() || timeout == Some(Duration::ZERO) {
+            return write_events(c, a[1], &events).map(|n| Outcome::Done(n as i64));
+        }
+        if let Some(set) = self.sets.list.get_mut(&number) {
+            if !set.waiters.contains(&c.tid) {
+                set.waiters.push(c.tid);
+            }
+            set.watch(&self.epoll, number);
+        }
+        self.start(shared, c, listener, n, Call::EpollWait(handle, max, timeout), Finish::Epoll(finish));
+        Ok(Outcome::Taken)
+    }
+
+    /// What is ready of both kinds, without waiting.
+    fn both(&mut self, shared: &Shared, c: Caller, number: u32, max: usize) -> Vec<EpollEvent> {
+        let Some(set) = self.sets.list.get_mut(&number) else { return Vec::new() };
+        set.real_first = !set.real_first;
+        let first = set.real_first;
+        let mut events = if first { set.take_real(max) } else { Vec::new() };
+        if events.len() < max
+            && let Some(Ret::Epoll(more)) =
+                shared.guest_syscall(c.task, Call::EpollWait(set.handle, max - events.len(), Some(Duration::ZERO)))
+        {
+            events.extend(more);
+        }
+        if !first {
+            events.extend(set.take_real(max - events.len()));
+        }
+        events
+    }
+
+    pub(super) fn finish_epoll(&mut self, shared: &Shared, c: Caller, listener: &Rc<Listener>, n: &Notif, finish: EpollFinish, ret: Ret) {
+        if let Some(set) = self.sets.list.get_mut(&finish.set) {
+            set.waiters.retain(|&t| t != c.tid);
+        }
+        let value = match ret {
+            Ret::Epoll(events) => write_events(c, finish.at, &events).map(|n| n as i64),
+            Ret::Err(errno) => Err(errno),
+            other => Ok(other.as_number()),
+        };
+        self.send(shared, c, listener, n, Reply::Value(value.unwrap_or_else(|e| -i64::from(e.raw()))));
+    }
+
+    /// Something is ready natively: for one of those who wait.
+    pub(super) fn on_set_ready(&mut self, shared: &Shared, number: u32) {
+        loop {
+            let Some(set) = self.sets.list.get_mut(&number) else { return };
+            let Some(&tid) = set.waiters.first() else { return };
+            let waits = |p: &&super::Pending| matches!(&p.finish, Finish::Epoll(f) if f.set == number) && p.listener.is_valid(p.notif.id);
+            let pending = self.tasks.get(&tid).and_then(|t| t.pending.as_ref()).filter(waits);
+            let Some(Finish::Epoll(finish)) = pending.map(|p| &p.finish) else {
+                set.waiters.remove(0);
+                continue;
+            };
+            let events = set.take_real(finish.max);
+            if events.is_empty() {
+                return set.watch(&self.epoll, number);
+            }
+            let Some(task) = self.tasks.get_mut(&tid) else { return };
+            let caller = task.caller(tid);
+            let Some(pending) = task.pending.take() else { return };
+            self.memory.woken(caller.task);
+            // It waited and has nothing: what it returns is that it was interrupted.
+            let _ = shared.cancel_guest_call(caller.task);
+            let super::Pending { notif, listener, finish } = pending;
+            if let Finish::Epoll(finish) = finish {
+                self.finish_epoll(shared, caller, &listener, &notif, finish, Ret::Epoll(events));
+            }
+        }
+    }
+
+    /// Frees sets to which no process refers any more. Only if one was being closed.
+    pub(super) fn sweep_sets(&mut self, shared: &Shared) {
+        if self.sets.list.is_empty() {
+            return;
+        }
+        self.sets.suspect = false;
+        let mut used = Vec::new();
+        for &tgid in self.procs.keys() {
+            for entry in std::fs::read_dir(format!("/proc/{tgid}/fd")).into_iter().flatten().flatten() {
+                let Some(fd) = entry.file_name().to_str().and_then(|n| n.parse().ok()) else { continue };
+                if look(tgid, fd) == Link::Epoll {
+                    used.extend(self.sets.identify(tgid, fd));
+                }
+            }
+        }
+        let unused: Vec<u32> = self.sets.list.keys().copied().filter(|n| !used.contains(n)).collect();
+        for number in unused {
+            self.drop_set(shared, number);
+        }
+    }
+
+    /// True if a sweep may find something.
+    pub(super) fn sets_suspect(&self) -> bool {
+        self.sets.suspect
+    }
+
+    fn drop_set(&mut self, shared: &Shared, number: u32) {
+        if let Some(set) = self.sets.list.remove(&number) {
+            self.close_handle(shared, set.handle);
+        }
+    }
+}
+
+fn read_op(c: Caller, op: i32, at: u64) -> Result<EpollOp, Errno> {
+    if op == libc::EPOLL_CTL_DEL {
+        return Ok(EpollOp::Del);
+    }
+    let mut b = [0; EVENT];
+    c.mem.read(at, &mut b)?;
+    let event = EpollEvent { events: PollEvents::from_bits_truncate(u32_at(&b, 0)), data: u64_at(&b, 4) };
+    match op {
+        libc::EPOLL_CTL_ADD => Ok(EpollOp::Add(event)),
+        libc::EPOLL_CTL_MOD => Ok(EpollOp::Mod(event)),
+        _ => Err(Errno::EINVAL),
+    }
+}
+
+fn wait_time(c: Caller, n: &Notif) -> Result<Option<Duration>, Errno> {
+    if i64::from(n.nr) != libc::SYS_epoll_pwait2 {
+        return Ok(millis(n.args[3] as i32));
+    }
+    if n.args[3] == 0 {
+        return Ok(None);
+    }
+    let mut b = [0; 16];
+    c.mem.read(n.args[3], &mut b)?;
+    timespec(&b).map(Some).ok_or(Errno::EINVAL)
+}
+
+fn write_events(c: Caller, at: u64, events: &[EpollEvent]) -> Result<usize, Errno> {
+    let mut small = [0; 64 * EVENT];
+    let mut large = Vec::new();
+    let len = events.len() * EVENT;
+    if len > small.len() {
+        large.resize(len, 0);
+    }
+    let buf = if len > small.len() { &mut large[..] } else { &mut small[..len] };
+    for (b, e) in buf.chunks_exact_mut(EVENT).zip(events) {
+        b[..4].copy_from_slice(&e.events.bits().to_ne_bytes());
+        b[4..].copy_from_slice(&e.data.to_ne_bytes());
+    }
+    if len > 0 {
+        c.mem.write(at, buf)?;
+    }
+    Ok(events.len())
+}

@@ -1,0 +1,210 @@
+//! The seccomp filter of a guest: which calls come to hostd, which go to the machine's kernel.
+//!
+//! Trapped are all calls that could act on a modelled socket, that change which
+//! descriptor is what, or that tell who the host is. Decided by number, where
+//! possible by arguments too: `AF_UNIX` sockets, most `fcntl` and `ioctl` commands and
+//! all else go by. Calls of other instruction sets (i386, x32) that could reach a
+//! network, and io_uring, do not exist for a guest: `ENOSYS`.
+//!
+//! The list is in the order in which a busy network program needs it: the kernel walks it from the front.
+//! Calls that are allowed by their number alone do not walk it at all (the kernel keeps a bitmap of them).
+
+use super::bpf::{ARCH, Insn, NR, and, arg, jeq, jge, jset, load, ret};
+
+const RET_ALLOW: u32 = 0x7fff_0000;
+const RET_NOTIFY: u32 = 0x7fc0_0000;
+const RET_ERRNO: u32 = 0x0005_0000;
+const RET_ENOSYS: u32 = RET_ERRNO | libc::ENOSYS as u32;
+const RET_EPERM: u32 = RET_ERRNO | libc::EPERM as u32;
+
+const ARCH_X86_64: u32 = 0xc000_003e;
+const X32_BIT: u32 = 0x4000_0000;
+
+/// Calls that always come to hostd.
+const TRAPPED: &[i64] = &[
+    libc::SYS_read,
+    libc::SYS_write,
+    libc::SYS_epoll_wait,
+    libc::SYS_recvfrom,
+    libc::SYS_sendto,
+    libc::SYS_epoll_pwait,
+    libc::SYS_epoll_ctl,
+    libc::SYS_writev,
+    libc::SYS_readv,
+    libc::SYS_recvmsg,
+    libc::SYS_sendmsg,
+    libc::SYS_close,
+    libc::SYS_poll,
+    libc::SYS_accept4,
+    libc::SYS_getsockopt,
+    libc::SYS_setsockopt,
+    libc::SYS_ppoll,
+    libc::SYS_pselect6,
+    libc::SYS_select,
+    libc::SYS_connect,
+    libc::SYS_accept,
+    libc::SYS_sendfile,
+    libc::SYS_openat,
+    libc::SYS_sendmmsg,
+    libc::SYS_recvmmsg,
+    libc::SYS_splice,
+    libc::SYS_shutdown,
+    libc::SYS_bind,
+    libc::SYS_listen,
+    libc::SYS_getsockname,
+    libc::SYS_getpeername,
+    libc::SYS_dup2,
+    libc::SYS_dup3,
+    libc::SYS_close_range,
+    libc::SYS_open,
+    libc::SYS_execve,
+    libc::SYS_execveat,
+    libc::SYS_exit,
+    libc::SYS_exit_group,
+    libc::SYS_uname,
+    libc::SYS_epoll_create1,
+    libc::SYS_epoll_create,
+    libc::SYS_epoll_pwait2,
+    libc::SYS_openat2,
+    libc::SYS_preadv2,
+    libc::SYS_pwritev2,
+];
+
+/// `fcntl` commands that a modelled socket answers itself: `F_GETFL`, `F_SETFL`, `F_SETOWN`, `F_GETOWN`,
+/// `F_SETSIG`, `F_GETSIG`, `F_SETOWN_EX`, `F_GETOWN_EX`. The rest is right on its placeholder.
+const FCNTL: &[u32] = &[3, 4, 8, 9, 10, 11, 15, 16];
+
+/// `ioctl` requests of sockets beside the range 0x8900 to 0x8bff: `FIONBIO`, `FIONREAD`, `FIOASYNC`, `TIOCOUTQ`.
+const IOCTL: &[u32] = &[0x5421, 0x541b, 0x5452, 0x5411];
+
+/// i386: `socketcall`, `socket` to `shutdown`, io_uring.
+const I386_NETWORK: &[(u32, u32)] = &[(102, 103), (359, 374), (425, 428)];
+
+/// The program.
+pub fn program() -> Vec<Insn> {
+    let mut p = vec![load(ARCH)];
+    // Another instruction set: what it calls a network does not exist.
+    let mut other = vec![load(NR)];
+    for &(from, to) in I386_NETWORK {
+        other.extend([jge(from, 0, 2), jge(to, 1, 0), ret(RET_ENOSYS)]);
+    }
+    other.push(ret(RET_ALLOW));
+    p.push(jeq(ARCH_X86_64, other.len() as u8, 0));
+    p.append(&mut other);
+    p.extend([load(NR), jset(X32_BIT, 0, 1), ret(RET_ENOSYS)]);
+    for &nr in TRAPPED {
+        p.extend([jeq(nr as u32, 0, 1), ret(RET_NOTIFY)]);
+    }
+    for nr in [libc::SYS_socket, libc::SYS_socketpair] {
+        when(&mut p, nr, vec![load(arg(0)), jeq(libc::AF_UNIX as u32, 0, 1), ret(RET_ALLOW), ret(RET_NOTIFY)]);
+    }
+    when(&mut p, libc::SYS_fcntl, listed(FCNTL));
+    let mut ioctl = vec![load(arg(1)), and(0xffff), jge(0x8900, 0, 2), jge(0x8c00, 1, 0), ret(RET_NOTIFY)];
+    ioctl.extend(listed(IOCTL));
+    when(&mut p, libc::SYS_ioctl, ioctl);
+    // hostd reads and writes the memory of its guests: one that hides it gets its way in name only.
+    let dumpable = vec![load(arg(0)), jeq(libc::PR_SET_DUMPABLE as u32, 0, 3), load(arg(1)), jeq(0, 0, 1), ret(RET_ERRNO), ret(RET_ALLOW)];
+    when(&mut p, libc::SYS_prctl, dumpable);
+    for nr in [libc::SYS_io_uring_setup, libc::SYS_io_uring_enter, libc::SYS_io_uring_register] {
+        p.extend([jeq(nr as u32, 0, 1), ret(RET_ENOSYS)]);
+    }
+    // The machine's name is not the node's.
+    for nr in [libc::SYS_sethostname, libc::SYS_setdomainname] {
+        p.extend([jeq(nr as u32, 0, 1), ret(RET_EPERM)]);
+    }
+    p.push(ret(RET_ALLOW));
+    p
+}
+
+fn when(p: &mut Vec<Insn>, nr: i64, block: Vec<Insn>) {
+    p.push(jeq(nr as u32, 0, block.len() as u8));
+    p.extend(block);
+}
+
+/// Notifies if the lower half of the second argument is one of the list.
+fn listed(list: &[u32]) -> Vec<Insn> {
+    let mut block = vec![load(arg(1))];
+    for (i, &k) in list.iter().enumerate() {
+        let left = (list.len() - i) as u8;
+        block.push(jeq(k, left, 0));
+    }
+    block.extend([ret(RET_ALLOW), ret(RET_NOTIFY)]);
+    block
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::guest::bpf::run;
+
+    const ARCH_I386: u32 = 0x4000_0003;
+
+    fn decide(arch: u32, nr: u32, args: [u64; 6]) -> u32 {
+        let mut data = [0; 64];
+        data[..4].copy_from_slice(&nr.to_ne_bytes());
+        data[4..8].copy_from_slice(&arch.to_ne_bytes());
+        for (i, a) in args.iter().enumerate() {
+            data[16 + 8 * i..24 + 8 * i].copy_from_slice(&a.to_ne_bytes());
+        }
+        run(&program(), &data).expect("the program is well-formed")
+    }
+
+    fn native(nr: i64, args: [u64; 2]) -> u32 {
+        decide(ARCH_X86_64, nr as u32, [args[0], args[1], 0, 0, 0, 0])
+    }
+
+    #[test]
+    fn calls_that_may_act_on_sockets_are_trapped() {
+        for &nr in TRAPPED {
+            assert_eq!(native(nr, [0, 0]), RET_NOTIFY, "{nr}");
+        }
+        for nr in [libc::SYS_mmap, libc::SYS_futex, libc::SYS_clone, libc::SYS_dup, libc::SYS_pipe2, libc::SYS_eventfd2] {
+            assert_eq!(native(nr, [0, 0]), RET_ALLOW, "{nr}");
+        }
+    }
+
+    #[test]
+    fn only_unix_sockets_are_made_natively() {
+        for nr in [libc::SYS_socket, libc::SYS_socketpair] {
+            assert_eq!(native(nr, [libc::AF_UNIX as u64, 0]), RET_ALLOW);
+            // The kernel looks at the lower half only.
+            assert_eq!(native(nr, [libc::AF_UNIX as u64 | 1 << 32, 0]), RET_ALLOW);
+            for family in (0..64).filter(|&f| f != libc::AF_UNIX as u64) {
+                assert_eq!(native(nr, [family, 0]), RET_NOTIFY, "{family}");
+            }
+        }
+    }
+
+    #[test]
+    fn commands_of_files_go_by() {
+        for cmd in 0..2000 {
+            let want = if FCNTL.contains(&cmd) { RET_NOTIFY } else { RET_ALLOW };
+            assert_eq!(native(libc::SYS_fcntl, [3, cmd.into()]), want, "fcntl {cmd}");
+        }
+        for request in [0x8905u32, 0x8912, 0x89ff, 0x8b01, 0x5421, 0x541b, 0x5452, 0x5411] {
+            assert_eq!(native(libc::SYS_ioctl, [3, request.into()]), RET_NOTIFY, "ioctl {request:#x}");
+        }
+        for request in [0x5401u32, 0x5413, 0x8c00, 0x88ff, 0x1234_5401] {
+            assert_eq!(native(libc::SYS_ioctl, [3, request.into()]), RET_ALLOW, "ioctl {request:#x}");
+        }
+    }
+
+    #[test]
+    fn other_ways_to_a_network_do_not_exist() {
+        for nr in [102, 359, 373, 425, 427] {
+            assert_eq!(decide(ARCH_I386, nr, [0; 6]), RET_ENOSYS, "i386 {nr}");
+        }
+        for nr in [1, 4, 101, 103, 358, 374, 428] {
+            assert_eq!(decide(ARCH_I386, nr, [0; 6]), RET_ALLOW, "i386 {nr}");
+        }
+        assert_eq!(decide(ARCH_X86_64, X32_BIT | 41, [2, 1, 0, 0, 0, 0]), RET_ENOSYS);
+        assert_eq!(native(libc::SYS_io_uring_setup, [1, 0]), RET_ENOSYS);
+    }
+
+    #[test]
+    fn hiding_memory_succeeds_without_effect() {
+        assert_eq!(native(libc::SYS_prctl, [libc::PR_SET_DUMPABLE as u64, 0]), RET_ERRNO);
+        assert_eq!(native(libc::SYS_prctl, [libc::PR_SET_DUMPABLE as u64, 1]), RET_ALLOW);
+        assert_eq!(native(libc::SYS_prctl, [libc::PR_SET_NAME as u64, 0]), RET_ALLOW);
+    }
+}

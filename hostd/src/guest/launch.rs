@@ -1,0 +1,402 @@
+//! Starting guests, on the control thread: streams, the filter's listener, the end.
+
+use super::init::{self, Spec, Stage};
+use crate::control::{Command as ToKernel, Handle};
+use crate::programs::process::{Exit, Output};
+use rustix::fd::{AsFd, OwnedFd};
+use rustix::net::{AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketFlags, SocketType, recvmsg, socketpair};
+use rustix::process::{Pid, Signal, WaitOptions, kill_process_group, wait, waitpid};
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+use std::collections::{BTreeMap, HashMap};
+use std::io::{self, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::io::unix::AsyncFd;
+use tokio::net::unix::pipe;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, oneshot};
+use tracing::warn;
+
+/// Octets of a piece of output.
+const CHUNK: usize = 32 << 10;
+/// How long output is awaited after the program's end: what it left running may hold the pipe for ever.
+const STRAGGLERS: Duration = Duration::from_millis(100);
+
+/// What to start.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Start {
+    /// Program and arguments.
+    pub argv: Vec<String>,
+    /// Environment.
+    pub env: BTreeMap<String, String>,
+    /// Directory; empty: hostd's.
+    pub cwd: String,
+    /// Terminal: rows and columns.
+    pub tty: Option<(u16, u16)>,
+}
+
+/// Ends of a program's streams.
+pub struct Ends {
+    /// Standard input; dropped: its end.
+    pub stdin: mpsc::Receiver<Vec<u8>>,
+    /// Standard output and error.
+    pub output: mpsc::Sender<Output>,
+}
+
+/// Children of hostd, and who waits for their ends. Clones are the same one.
+#[derive(Clone, Default)]
+pub struct Children(Arc<Mutex<Table>>);
+
+#[derive(Default)]
+struct Table {
+    waiting: HashMap<i32, oneshot::Sender<Exit>>,
+    reaping: bool,
+}
+
+/// A running guest.
+pub struct Running {
+    pid: Pid,
+    /// Told at the program's end.
+    pub exit: oneshot::Receiver<Exit>,
+    /// The terminal's master.
+    master: Option<Arc<AsyncFd<OwnedFd>>>,
+}
+
+impl Running {
+    /// A handle to signal it by.
+    pub fn pid(&self) -> Pid {
+        self.pid
+    }
+
+    /// The terminal to resize.
+    pub fn terminal(&self) -> Option<Terminal> {
+        self.master.clone().map(Terminal)
+    }
+}
+
+/// Sends a group a signal. Without effect if it has ended.
+pub fn send_signal(pid: Pid, number: i32) {
+    if let Some(signal) = Signal::from_named_raw(number) {
+        let _ = kill_process_group(pid, signal);
+    }
+}
+
+/// A program's terminal.
+#[derive(Clone)]
+pub struct Terminal(Arc<AsyncFd<OwnedFd>>);
+
+impl Terminal {
+    /// Changes its size; the program gets `SIGWINCH`.
+    pub fn resize(&self, rows: u16, cols: u16) {
+        let _ = rustix::termios::tcsetwinsize(self.0.get_ref(), size(rows, cols));
+    }
+}
+
+/// Why a program did not start.
+#[derive(Debug)]
+pub struct Refusal {
+    /// What it is about: the directory or the program.
+    pub what: String,
+    /// Why.
+    pub error: io::Error,
+}
+
+impl Refusal {
+    /// What a shell would return: 127 if there is no such program, else 126.
+    pub fn exit_code(&self) -> i32 {
+        if self.error.kind() == io::ErrorKind::NotFound { 127 } else { 126 }
+    }
+}
+
+impl Children {
+    /// Starts a program under the supervision of the kernel thread.
+    ///
+    /// # Errors
+    /// [`Refusal`].
+    pub async fn start(&self, kernel: &Handle, start: Start, ends: Ends) -> Result<Running, Refusal> {
+        let name = start.argv.first().cloned().unwrap_or_default();
+        let refuse = |error: io::Error| Refusal { what: name.clone(), error };
+        self.reap_from_now_on().map_err(&refuse)?;
+        let (ours, theirs) =
+            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).map_err(|e| refuse(e.into()))?;
+        let spec = Spec {
+            cwd: start.cwd.clone().into(),
+            tty: start.tty.is_some(),
+            nofile: crate::limits::guest_descriptors(),
+            argv: start.argv.iter().map(Into::into).collect(),
+        };
+        let mut command = Command::new("/proc/self/exe");
+        command.arg0("hostd").args(spec.args(init::inheritable(&theirs).map_err(&refuse)?)).env_clear().envs(&start.env);
+        let streams = Streams::open(&mut command, start.tty).map_err(&refuse)?;
+        let child = command.spawn().map_err(&refuse)?;
+        let pid = Pid::from_child(&child);
+        // The command holds the child's ends.
+        drop((command, theirs));
+        let exit = self.wait_for(pid);
+        let master = streams.pump(ends).map_err(&refuse)?;
+        match hand_over(kernel, ours, &start).await {
+            Ok(()) => Ok(Running { pid, exit, master }),
+            Err(refusal) => Err(refusal),
+        }
+    }
+
+    fn wait_for(&self, pid: Pid) -> oneshot::Receiver<Exit> {
+        let (tell, exit) = oneshot::channel();
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).waiting.insert(pid.as_raw_nonzero().get(), tell);
+        exit
+    }
+
+    /// hostd is the parent of whatever its programs leave behind: their ends are collected here.
+    fn reap_from_now_on(&self) -> io::Result<()> {
+        let mut table = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if table.reaping {
+            return Ok(());
+        }
+        rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
+        let mut ends = signal(SignalKind::child())?;
+        table.reaping = true;
+        let this = self.clone();
+        tokio::spawn(async move {
+            while ends.recv().await.is_some() {
+                this.reap();
+            }
+        });
+        Ok(())
+    }
+
+    fn reap(&self) {
+        while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
+            let exit = match (status.exit_status(), status.terminating_signal()) {
+                (Some(code), _) => Exit { code, signal: 0 },
+                (None, signal) => Exit { code: 128 + signal.unwrap_or(0), signal: signal.unwrap_or(0) },
+            };
+            let tell = self.0.lock().unwrap_or_else(PoisonError::into_inner).waiting.remove(&pid.as_raw_nonzero().get());
+            if let Some(tell) = tell {
+                // Whoever started it may have gone.
+                let _ = tell.send(exit);
+            }
+        }
+    }
+}
+
+/// Passes the filter's listener to the kernel thread; then the program is there, or says why not.
+async fn hand_over(kernel: &Handle, channel: OwnedFd, start: &Start) -> Result<(), Refusal> {
+    let name = start.argv.first().cloned().unwrap_or_default();
+    let refuse = |error: io::Error| Refusal { what: name.clone(), error };
+    rustix::io::ioctl_fionbio(&channel, true).map_err(|e| refuse(e.into()))?;
+    let channel = watched(channel).map_err(&refuse)?;
+    loop {
+        let mut ready = channel.readable().await.map_err(&refuse)?;
+        let Ok(received) = ready.try_io(|fd| receive(fd.as_fd())) else { continue };
+        match received.map_err(&refuse)? {
+            // The descriptor closes with `exec`.
+            None => return Ok(()),
+            Some((_, _, Some(listener))) => {
+                kernel.send(ToKernel::Guest(listener));
+            }
+            Some((stage, errno, None)) => {
+                let what = if stage == Stage::Directory as u8 { start.cwd.clone() } else { name.clone() };
+                return Err(Refusal { what, error: io::Error::from_raw_os_error(errno) });
+            }
+        }
+    }
+}
+
+type Message = Option<(u8, i32, Option<OwnedFd>)>;
+
+fn receive(fd: rustix::fd::BorrowedFd<'_>) -> io::Result<Message> {
+    let mut message = [0; 5];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let got = recvmsg(fd, &mut [IoSliceMut::new(&mut message)], &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
+    if got.bytes == 0 {
+        return Ok(None);
+    }
+    let rights = ancillary.drain().find_map(|m| match m {
+        RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
+        _ => None,
+    });
+    Ok(Some((message[0], i32::from_ne_bytes([message[1], message[2], message[3], message[4]]), rights)))
+}
+
+enum Streams {
+    Pipes { stdin: pipe::Sender, stdout: pipe::Receiver, stderr: pipe::Receiver },
+    Terminal(Arc<AsyncFd<OwnedFd>>),
+}
+
+impl Streams {
+    fn open(command: &mut Command, tty: Option<(u16, u16)>) -> io::Result<Self> {
+        let Some((rows, cols)) = tty else {
+            let ((in_read, in_write), (out_read, out_write), (err_read, err_write)) = (io::pipe()?, io::pipe()?, io::pipe()?);
+            command.stdin(in_read).stdout(out_write).stderr(err_write);
+            return Ok(Self::Pipes {
+                stdin: pipe::Sender::from_owned_fd(in_write.into())?,
+                stdout: pipe::Receiver::from_owned_fd(out_read.into())?,
+                stderr: pipe::Receiver::from_owned_fd(err_read.into())?,
+            });
+        };
+        let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?;
+        grantpt(&master)?;
+        unlockpt(&master)?;
+        let name = ptsname(&master, Vec::new())?;
+        let slave = std::fs::File::options().read(true).write(true).open(std::ffi::OsStr::from_bytes(name.as_bytes()))?;
+        rustix::termios::tcsetwinsize(&master, size(rows, cols))?;
+        command.stdin(slave.try_clone()?).stdout(slave.try_clone()?).stderr(Stdio::from(slave));
+        rustix::io::ioctl_fionbio(&master, true)?;
+        Ok(Self::Terminal(Arc::new(watched(master)?)))
+    }
+
+    /// Carries everything until its end.
+    fn pump(self, ends: Ends) -> io::Result<Option<Arc<AsyncFd<OwnedFd>>>> {
+        let Ends { stdin: input, output } = ends;
+        match self {
+            Self::Pipes { stdin, stdout, stderr } => {
+                tokio::spawn(feed(stdin, input));
+                tokio::spawn(forward(stdout, output.clone(), Output::Stdout));
+                tokio::spawn(forward(stderr, output, Output::Stderr));
+                Ok(None)
+            }
+            Self::Terminal(master) => {
+                tokio::spawn(feed_terminal(master.clone(), input));
+                tokio::spawn(forward_terminal(master.clone(), output));
+                Ok(Some(master))
+            }
+        }
+    }
+}
+
+/// A descriptor whose readiness tasks wait for.
+fn watched(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: the descriptor is owned, and nobody replaces or closes it while `AsyncFd` has it.
+    unsafe { AsyncFd::register(fd) }.map_err(Into::into)
+}
+
+fn size(rows: u16, cols: u16) -> rustix::termios::Winsize {
+    rustix::termios::Winsize { ws_row: rows, ws_col: cols, ws_xpixel: 0, ws_ypixel: 0 }
+}
+
+async fn feed(mut pipe: pipe::Sender, mut input: mpsc::Receiver<Vec<u8>>) {
+    use tokio::io::AsyncWriteExt;
+    while let Some(octets) = input.recv().await {
+        if pipe.write_all(&octets).await.is_err() {
+            // The program reads no more: that is its affair.
+            return;
+        }
+    }
+}
+
+async fn forward(mut pipe: pipe::Receiver, output: mpsc::Sender<Output>, kind: fn(Vec<u8>) -> Output) {
+    use tokio::io::AsyncReadExt;
+    let mut buffer = vec![0; CHUNK];
+    loop {
+        let read = tokio::select! {
+            read = pipe.read(&mut buffer) => read,
+            // Nobody reads any more: the pipe breaks.
+            () = output.closed() => return,
+        };
+        match read {
+            Ok(0) | Err(_) => return,
+            Ok(len) => {
+                if output.send(kind(buffer[..len].to_vec())).await.is_err() {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+async fn feed_terminal(master: Arc<AsyncFd<OwnedFd>>, mut input: mpsc::Receiver<Vec<u8>>) {
+    while let Some(octets) = input.recv().await {
+        let mut rest = &octets[..];
+        while !rest.is_empty() {
+            let Ok(mut ready) = master.writable().await else { return };
+            match ready.try_io(|fd| Ok(rustix::io::write(fd.get_ref(), rest)?)) {
+                Ok(Ok(len)) => rest = &rest[len..],
+                Ok(Err(_)) => return,
+                Err(_) => {}
+            }
+        }
+    }
+}
+
+async fn forward_terminal(master: Arc<AsyncFd<OwnedFd>>, output: mpsc::Sender<Output>) {
+    let mut buffer = vec![0; CHUNK];
+    loop {
+        let ready = tokio::select! {
+            ready = master.readable() => ready,
+            () = output.closed() => return,
+        };
+        let Ok(mut ready) = ready else { return };
+        match ready.try_io(|fd| Ok(rustix::io::read(fd.get_ref(), &mut buffer[..])?)) {
+            // EIO: the last process has closed the terminal.
+            Ok(Ok(0) | Err(_)) => return,
+            Ok(Ok(len)) => {
+                if output.send(Output::Stdout(buffer[..len].to_vec())).await.is_err() {
+                    return;
+                }
+            }
+            Err(_) => {}
+        }
+    }
+}
+
+/// A program's output up to its end, or shortly after: what it left running may hold the pipe for ever.
+pub struct Outputs {
+    output: mpsc::Receiver<Output>,
+    exit: oneshot::Receiver<Exit>,
+    ended: Option<Option<Exit>>,
+}
+
+impl Outputs {
+    /// Of a program that runs.
+    pub fn new(output: mpsc::Receiver<Output>, exit: oneshot::Receiver<Exit>) -> Self {
+        Self { output, exit, ended: None }
+    }
+
+    /// The next piece; `None` at the end.
+    pub async fn next(&mut self) -> Option<Output> {
+        if self.ended.is_none() {
+            tokio::select! {
+                biased;
+                piece = self.output.recv() => return piece,
+                end = &mut self.exit => self.ended = Some(end.ok()),
+            }
+        }
+        tokio::time::timeout(STRAGGLERS, self.output.recv()).await.unwrap_or(None)
+    }
+
+    /// How it ended; `None` if the host went down first.
+    pub async fn exit(self) -> Option<Exit> {
+        match self.ended {
+            Some(exit) => exit,
+            None => self.exit.await.ok(),
+        }
+    }
+}
+
+/// Children of all threads of this process.
+fn children() -> Vec<i32> {
+    let threads = std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
+    let lists = threads.map(|t| std::fs::read_to_string(t.path().join("children")).unwrap_or_default());
+    lists.flat_map(|l| l.split_whitespace().filter_map(|p| p.parse().ok()).collect::<Vec<_>>()).collect()
+}
+
+/// Ends all processes that descend from this one, however they are called.
+pub fn kill_descendants() {
+    for _ in 0..1000 {
+        let pids = children();
+        if pids.is_empty() {
+            return;
+        }
+        for pid in pids.into_iter().filter_map(Pid::from_raw) {
+            let _ = rustix::process::kill_process(pid, Signal::KILL);
+            // Its children are this process's afterwards.
+            let _ = waitpid(Some(pid), WaitOptions::empty());
+        }
+    }
+    warn!("programs are left that would not end");
+}

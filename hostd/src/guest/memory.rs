@@ -1,0 +1,161 @@
+//! Memory of guests: copied by `process_vm_readv` and `process_vm_writev`, once, straight
+//! between the program's pages and the DMA pool.
+//!
+//! Small arguments are read once into a copy, which is then checked: what the
+//! program writes there meanwhile does not matter.
+
+use ringlab_kernel::errno::Errno;
+use ringlab_ring::memory::Slice;
+
+/// Memory of the process that a thread belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mem {
+    tid: i32,
+}
+
+/// Runs of one copy; a packet has at most so many.
+const BATCH: usize = 32;
+
+impl Mem {
+    /// The memory that thread `tid` sees.
+    pub fn of(tid: i32) -> Self {
+        Self { tid }
+    }
+
+    /// Fills `dst`.
+    ///
+    /// # Errors
+    /// `EFAULT` if not all of it can be read.
+    pub fn read(&self, src: u64, dst: &mut [u8]) -> Result<(), Errno> {
+        let local = libc::iovec { iov_base: dst.as_mut_ptr().cast(), iov_len: dst.len() };
+        self.readv(src, &[local]).and_then(|n| if n == dst.len() { Ok(()) } else { Err(Errno::EFAULT) })
+    }
+
+    /// Reads as much of `dst` as is there; how much.
+    ///
+    /// # Errors
+    /// `EFAULT` if there is nothing.
+    pub fn read_some(&self, src: u64, dst: &mut [u8]) -> Result<usize, Errno> {
+        let local = libc::iovec { iov_base: dst.as_mut_ptr().cast(), iov_len: dst.len() };
+        self.readv(src, &[local])
+    }
+
+    /// Writes `src`.
+    ///
+    /// # Errors
+    /// `EFAULT` if not all of it can be written.
+    pub fn write(&self, dst: u64, src: &[u8]) -> Result<(), Errno> {
+        let local = libc::iovec { iov_base: src.as_ptr().cast_mut().cast(), iov_len: src.len() };
+        self.writev(dst, &[local]).and_then(|n| if n == src.len() { Ok(()) } else { Err(Errno::EFAULT) })
+    }
+
+    /// Reads into runs of shared memory.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn read_slices(&self, mut src: u64, dst: &[Slice<'_>]) -> Result<(), Errno> {
+        for batch in dst.chunks(BATCH) {
+            let (local, len) = iovecs(batch);
+            if self.readv(src, &local[..batch.len()])? != len {
+                return Err(Errno::EFAULT);
+            }
+            src = src.wrapping_add(len as u64);
+        }
+        Ok(())
+    }
+
+    /// Writes runs of shared memory.
+    ///
+    /// # Errors
+    /// As [`Self::write`].
+    pub fn write_slices(&self, mut dst: u64, src: &[Slice<'_>]) -> Result<(), Errno> {
+        for batch in src.chunks(BATCH) {
+            let (local, len) = iovecs(batch);
+            if self.writev(dst, &local[..batch.len()])? != len {
+                return Err(Errno::EFAULT);
+            }
+            dst = dst.wrapping_add(len as u64);
+        }
+        Ok(())
+    }
+
+    /// A string that ends with a zero octet, without it; at most `most` octets.
+    ///
+    /// # Errors
+    /// `EFAULT`; `ENAMETOOLONG` if it does not end.
+    pub fn read_str<'b>(&self, src: u64, buf: &'b mut [u8]) -> Result<&'b [u8], Errno> {
+        // Not beyond the page unless the string goes on there: the next one may be missing.
+        let mut have = 0;
+        while have < buf.len() {
+            let at = src.wrapping_add(have as u64);
+            let page = 4096 - (at % 4096) as usize;
+            let want = page.min(buf.len() - have).min(256.max(have));
+            let n = self.read_some(at, &mut buf[have..have + want])?;
+            if let Some(end) = buf[have..have + n].iter().position(|&b| b == 0) {
+                return Ok(&buf[..have + end]);
+            }
+            have += n;
+        }
+        Err(Errno::ENAMETOOLONG)
+    }
+
+    fn readv(&self, src: u64, local: &[libc::iovec]) -> Result<usize, Errno> {
+        let len = local.iter().map(|v| v.iov_len).sum();
+        let remote = libc::iovec { iov_base: src as *mut _, iov_len: len };
+        // SAFETY: the local vectors name memory that the caller may write (an exclusive slice, or shared memory to
+        // which no reference exists) and that outlives the call; the remote address is checked by the kernel.
+        let n = unsafe { libc::process_vm_readv(self.tid, local.as_ptr(), local.len() as _, &raw const remote, 1, 0) };
+        usize::try_from(n).map_err(|_| Errno::EFAULT)
+    }
+
+    fn writev(&self, dst: u64, local: &[libc::iovec]) -> Result<usize, Errno> {
+        let len = local.iter().map(|v| v.iov_len).sum();
+        let remote = libc::iovec { iov_base: dst as *mut _, iov_len: len };
+        // SAFETY: the local vectors name memory that is only read, and that outlives the call; the remote address is
+        // checked by the kernel.
+        let n = unsafe { libc::process_vm_writev(self.tid, local.as_ptr(), local.len() as _, &raw const remote, 1, 0) };
+        usize::try_from(n).map_err(|_| Errno::EFAULT)
+    }
+}
+
+fn iovecs(slices: &[Slice<'_>]) -> ([libc::iovec; BATCH], usize) {
+    let mut out = [libc::iovec { iov_base: core::ptr::null_mut(), iov_len: 0 }; BATCH];
+    let mut len = 0;
+    for (to, slice) in out.iter_mut().zip(slices) {
+        let (base, n) = slice.as_raw();
+        *to = libc::iovec { iov_base: base.cast(), iov_len: n };
+        len += n;
+    }
+    (out, len)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn own() -> Mem {
+        Mem::of(std::process::id() as i32)
+    }
+
+    #[test]
+    fn wild_addresses_are_efault() {
+        let mut buf = [0; 8];
+        for addr in [0, 8, u64::MAX - 4, 0xffff_8000_0000_0000] {
+            assert_eq!(own().read(addr, &mut buf), Err(Errno::EFAULT), "{addr:#x}");
+            assert_eq!(own().write(addr, &buf), Err(Errno::EFAULT), "{addr:#x}");
+        }
+    }
+
+    #[test]
+    fn string_is_read_up_to_its_end_across_pages() {
+        for len in [0usize, 1, 255, 256, 4095, 5000] {
+            let mut text = vec![b'x'; len];
+            text.push(0);
+            text.extend([b'y'; 20]);
+            let mut buf = [0; 8192];
+            assert_eq!(own().read_str(text.as_ptr() as u64, &mut buf).map(<[u8]>::len), Ok(len));
+        }
+        let endless = [b'x'; 64];
+        assert_eq!(own().read_str(endless.as_ptr() as u64, &mut [0; 64]), Err(Errno::ENAMETOOLONG));
+    }
+}

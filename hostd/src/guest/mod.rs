@@ -1,0 +1,264 @@
+//! Unmodified programs: processes of the machine whose network is the kernel model.
+//!
+//! A guest runs under a seccomp filter ([`filter`]) that hands the calls which matter to
+//! hostd by user notification; all else goes to the machine's kernel. hostd's
+//! kernel thread is the supervisor, so that a call goes into the model without
+//! a lock or a queue: receive, decode, call, encode, answer.
+//!
+//! ```text
+//! program ─ trapped call ─▶ listener ─▶ Guests::on_notif ─▶ calls::dispatch
+//!                                             │ real descriptor: the machine's kernel goes on
+//!                                             ▼
+//!                       kernel model ◀─ Call ─┘   Ret ─▶ finish: write back, answer
+//! ```
+//!
+//! *Descriptors*: the program's real table is the truth ([`fds`]); a modelled file has a
+//! [`placeholder`] there. In the model all guests of a host share one table, whose
+//! numbers (*handles*) no program sees.
+//!
+//! *Blocking*: a call that blocks in the model stays unanswered. A signal ends the wait in the machine's kernel,
+//! and nobody tells: before the model completes a call that had blocked it asks whether somebody still
+//! waits for it ([`ringlab_kernel::uaccess::UserMemory::waits_still`]). A result that nobody took is kept for the call's restart.
+//!
+//! *Isolation*: what a program passes is read once, through the machine's kernel, and checked. hostd never
+//! follows a pointer or opens a path of a program's making.
+#![expect(unsafe_code, reason = "seccomp's ioctls and process_vm_readv have no safe wrapper")]
+
+mod bpf;
+mod calls;
+mod decode;
+mod epoll;
+mod fds;
+mod files;
+mod filter;
+pub mod init;
+pub mod launch;
+mod memory;
+mod notify;
+mod placeholder;
+mod poll;
+mod reply;
+mod signal;
+mod table;
+mod task;
+mod token;
+
+pub use table::GuestMemory;
+
+use crate::host::Shared;
+use calls::{Finish, Outcome};
+use notify::{Listener, Notif};
+use placeholder::Placeholders;
+use ringlab_kernel::cpu::sched::TaskId;
+use ringlab_kernel::syscall::{Call, Ret};
+use rustc_hash::FxBuildHasher;
+use rustix::event::epoll as ep;
+use rustix::fd::OwnedFd;
+use rustix::io::Errno as OsErrno;
+use std::collections::{HashMap, HashSet};
+use std::rc::Rc;
+use table::{Caller, Proc, Task};
+use token::Token;
+use tracing::{debug, warn};
+
+/// For look-up only: its order means nothing.
+type Map<K, V> = HashMap<K, V, FxBuildHasher>;
+
+/// A call that the model has not returned yet.
+#[derive(Debug)]
+struct Pending {
+    notif: Notif,
+    listener: Rc<Listener>,
+    finish: Finish,
+}
+
+/// The supervisor of all guests of a host.
+pub struct Guests {
+    epoll: Rc<OwnedFd>,
+    memory: GuestMemory,
+    listeners: Map<u32, Rc<Listener>>,
+    last_listener: u32,
+    procs: Map<i32, Proc>,
+    tasks: Map<i32, Task>,
+    by_task: Map<u32, i32>,
+    /// Holds the table that all guests share.
+    root: Option<TaskId>,
+    placeholders: Placeholders,
+    sets: epoll::Sets,
+    /// Files whose descriptor a thread is closing: who, which.
+    closing: Vec<(i32, i32)>,
+    /// Files with `SO_LINGER`: closing may take time.
+    lingering: HashSet<i32, FxBuildHasher>,
+    /// A socket of hostd's own, for questions about interfaces on real sockets.
+    control: Option<i32>,
+    /// Paths of the node's own files that were opened.
+    files: Vec<String>,
+    ready: Vec<Token>,
+    warned: HashSet<(i32, u64), FxBuildHasher>,
+}
+
+impl Guests {
+    /// A supervisor whose descriptors are watched by `epoll`; `memory` is what the kernel copies by.
+    pub fn new(epoll: Rc<OwnedFd>, memory: GuestMemory) -> Self {
+        Self {
+            epoll,
+            memory,
+            listeners: Map::default(),
+            last_listener: 0,
+            procs: Map::default(),
+            tasks: Map::default(),
+            by_task: Map::default(),
+            root: None,
+            placeholders: Placeholders::default(),
+            sets: epoll::Sets::default(),
+            closing: Vec::new(),
+            lingering: HashSet::default(),
+            control: None,
+            files: Vec::new(),
+            ready: Vec::new(),
+            warned: HashSet::default(),
+        }
+    }
+
+    /// Takes a program under supervision: its filter's listener.
+    pub fn add(&mut self, listener: OwnedFd) {
+        self.last_listener += 1;
+        let listener = Rc::new(Listener::new(listener));
+        let token = token::data(Token::Listener(self.last_listener));
+        match ep::add(&*self.epoll, &*listener, token, ep::EventFlags::IN) {
+            Ok(()) => drop(self.listeners.insert(self.last_listener, listener)),
+            // The listener closes: the program's calls fail with ENOSYS.
+            Err(error) => warn!(%error, "a program cannot be supervised"),
+        }
+    }
+
+    /// True while there are programs: the event loop looks at its descriptors between two turns then.
+    pub fn any(&self) -> bool {
+        !self.listeners.is_empty()
+    }
+
+    /// Notes what `epoll` reported. True if it was about guests.
+    pub fn on_ready(&mut self, data: u64) -> bool {
+        let token = token::parse(data);
+        self.ready.extend(token);
+        token.is_some()
+    }
+
+    /// Deals with what was reported, and with calls that the model has returned. True if there was something.
+    pub fn run(&mut self, shared: &Shared) -> bool {
+        let mut any = false;
+        // Ends come last: a call that was made before is served before.
+        for token in core::mem::take(&mut self.ready) {
+            any = true;
+            match token {
+                Token::Listener(number) => {
+                    self.on_listener(shared, number);
+                    self.raise_signals(shared);
+                }
+                Token::Placeholder(handle) => self.on_hang_up(shared, handle),
+                Token::Process(tgid) => self.on_process_end(shared, tgid),
+                Token::Epoll(set) => self.on_set_ready(shared, set),
+                Token::Poll(task) => self.on_poll_ready(shared, TaskId(task)),
+            }
+        }
+        while let Some((task, ret)) = shared.next_guest_return() {
+            any = true;
+            self.on_return(shared, task, ret);
+            self.raise_signals(shared);
+        }
+        self.raise_signals(shared);
+        any
+    }
+
+    fn on_listener(&mut self, shared: &Shared, number: u32) {
+        let Some(listener) = self.listeners.get(&number).cloned() else { return };
+        match listener.recv() {
+            Ok(notif) => self.on_notif(shared, &listener, &notif),
+            // Interrupted before it was received.
+            Err(OsErrno::NOENT) if !self.is_hung_up(&listener) => {}
+            Err(_) => {
+                debug!(number, "the last process of a program has ended");
+                self.listeners.remove(&number);
+            }
+        }
+    }
+
+    fn is_hung_up(&self, listener: &Listener) -> bool {
+        use rustix::event::{PollFd, PollFlags, Timespec, poll};
+        let mut fds = [PollFd::new(listener, PollFlags::IN)];
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        poll(&mut fds, Some(&now)).is_ok_and(|n| n > 0) && fds[0].revents().contains(PollFlags::HUP)
+    }
+
+    fn on_notif(&mut self, shared: &Shared, listener: &Rc<Listener>, notif: &Notif) {
+        let tid = notif.tid as i32;
+        let Some(caller) = self.caller(shared, tid) else {
+            // It has ended meanwhile, or it is none of ours to see: the answer goes nowhere.
+            let _ = listener.send(notif.id, -i64::from(libc::ENOSYS));
+            return;
+        };
+        self.begin_call(shared, caller);
+        if let Some(reply) = self.take_stash(caller, notif) {
+            return self.send(shared, caller, listener, notif, reply);
+        }
+        match self.dispatch(shared, caller, listener, notif) {
+            Ok(Outcome::Call(call, finish)) => self.start(shared, caller, listener, notif, call, finish),
+            Ok(Outcome::Done(value)) => self.answer(caller, listener, notif, value),
+            Ok(Outcome::Continue) => self.let_go(listener, notif),
+            Ok(Outcome::Taken) => {}
+            Err(errno) => self.answer(caller, listener, notif, -i64::from(errno.raw())),
+        }
+    }
+
+    /// What a thread's call says of its last one: it is over.
+    fn begin_call(&mut self, shared: &Shared, caller: Caller) {
+        if let Some(proc) = self.procs.get_mut(&caller.tgid) {
+            proc.cache.closed(caller.tid);
+        }
+        if self.tasks.get(&caller.tid).is_some_and(|t| t.pending.is_some()) {
+            self.cancel(shared, caller.tid);
+        }
+        if !self.closing.is_empty() {
+            self.settle_closes(shared, caller.tid);
+        }
+        if self.sets_suspect() {
+            self.sweep_sets(shared);
+        }
+    }
+
+    /// Makes a call of the model.
+    fn start(&mut self, shared: &Shared, caller: Caller, listener: &Rc<Listener>, notif: &Notif, call: Call, finish: Finish) {
+        match shared.guest_syscall(caller.task, call) {
+            Some(ret) => self.finish(shared, caller, listener, notif, finish, ret),
+            None => self.block(caller, listener, notif, finish),
+        }
+    }
+
+    /// Leaves a call unanswered until the model returns it.
+    fn block(&mut self, caller: Caller, listener: &Rc<Listener>, notif: &Notif, finish: Finish) {
+        self.memory.wait(caller.task, listener.clone(), notif.id);
+        if let Some(task) = self.tasks.get_mut(&caller.tid) {
+            task.pending = Some(Pending { notif: *notif, listener: listener.clone(), finish });
+        }
+    }
+
+    fn on_return(&mut self, shared: &Shared, id: TaskId, ret: Ret) {
+        let Some(&tid) = self.by_task.get(&id.0) else {
+            // It lingered for a process that is gone.
+            return shared.end_guest_task(id);
+        };
+        let Some(task) = self.tasks.get_mut(&tid) else { return };
+        let Some(pending) = task.pending.take() else { return };
+        let caller = task.caller(tid);
+        self.memory.woken(id);
+        let Pending { notif, listener, finish } = pending;
+        self.finish(shared, caller, &listener, &notif, finish, ret);
+    }
+
+    /// Says once that something is not there.
+    fn unimplemented(&mut self, nr: i32, detail: u64, what: core::fmt::Arguments<'_>) {
+        if self.warned.len() < 4096 && self.warned.insert((nr, detail)) {
+            warn!("a program asked for what is not implemented: {what}");
+        }
+    }
+}

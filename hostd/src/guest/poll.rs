@@ -1,0 +1,337 @@
+//! `poll`, `ppoll`, `select`, `pselect6`, over descriptors of both kinds.
+//!
+//! Only real ones: the machine's kernel waits. Only modelled ones: the model does. Both: the model waits for its own,
+//! and copies of the real ones (`pidfd_getfd`) stand in a temporary epoll instance that hostd watches.
+
+use super::Guests;
+use super::calls::{Finish, Outcome};
+use super::decode::{millis, timespec, timeval, u32_at};
+use super::fds::Kind;
+use super::notify::{Listener, Notif};
+use super::reply::Reply;
+use super::table::Caller;
+use super::token::{self, Token};
+use crate::host::Shared;
+use ringlab_kernel::cpu::sched::TaskId;
+use ringlab_kernel::errno::Errno;
+use ringlab_kernel::syscall::{Call, PollFd, Ret};
+use ringlab_kernel::time::Instant;
+use ringlab_kernel::wait::queue::PollEvents;
+use rustix::event::{Timespec, epoll as ep};
+use rustix::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
+use std::time::Duration;
+
+/// Octets of `struct pollfd`.
+const POLLFD: usize = 8;
+/// Most descriptors of a call.
+const MOST: u64 = 1 << 20;
+
+const IN_SET: u16 = 0x0040 | 0x0080 | 0x0001 | 0x0010 | 0x0008;
+const OUT_SET: u16 = 0x0200 | 0x0100 | 0x0004 | 0x0008;
+const EX_SET: u16 = 0x0002;
+const NVAL: u16 = 0x0020;
+
+/// A descriptor of the call.
+#[derive(Debug, Clone, Copy)]
+struct Entry {
+    fd: i32,
+    events: u16,
+    revents: u16,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Form {
+    /// Address of the `pollfd`s.
+    Poll(u64),
+    /// Number of descriptors, addresses of the sets.
+    Select(usize, [u64; 3]),
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Left {
+    /// The rest of the time is not told.
+    No,
+    /// `struct timeval`.
+    Timeval(u64),
+    /// `struct timespec`.
+    Timespec(u64),
+}
+
+/// A `poll` or `select` on its way.
+#[derive(Debug)]
+pub struct PollFinish {
+    form: Form,
+    entries: Vec<Entry>,
+    /// Entry and file of the model.
+    modelled: Vec<(usize, i32)>,
+    /// Entry and copy of a real descriptor.
+    real: Vec<(usize, OwnedFd)>,
+    until: Option<Instant>,
+    left: Left,
+    /// Watched by hostd's epoll while the call waits.
+    watch: Option<OwnedFd>,
+}
+
+impl Guests {
+    pub(super) fn sys_poll(&mut self, shared: &Shared, c: Caller, listener: &Rc<Listener>, n: &Notif) -> Result<Outcome, Errno> {
+        let a = &n.args;
+        let count = a[1] as u32 as u64;
+        if count > MOST {
+            return Ok(Outcome::Continue);
+        }
+        let mut buf = vec![0; count as usize * POLLFD];
+        if !buf.is_empty() {
+            c.mem.read(a[0], &mut buf)?;
+        }
+        let entry = |b: &[u8]| Entry { fd: u32_at(b, 0) as i32, events: u32_at(b, 4) as u16 & !NVAL, revents: 0 };
+        let entries: Vec<Entry> = buf.chunks_exact(POLLFD).map(entry).collect();
+        let (timeout, left) = if i64::from(n.nr) == libc::SYS_poll {
+            (millis(a[2] as i32), Left::No)
+        } else {
+            (read_time(c, a[2], timespec)?, if a[2] == 0 { Left::No } else { Left::Timespec(a[2]) })
+        };
+        self.poll(shared, c, listener, n, Form::Poll(a[0]), entries, timeout, left)
+    }
+
+    pub(super) fn sys_select(&mut self, shared: &Shared, c: Caller, listener: &Rc<Listener>, n: &Notif) -> Result<Outcome, Errno> {
+        let a = &n.args;
+        let count = usize::try_from(a[0] as i32).map_err(|_| Errno::EINVAL)?.min(MOST as usize);
+        let at = [a[1], a[2], a[3]];
+        let mut sets = [vec![0u64; count.div_ceil(64)], vec![0; count.div_ceil(64)], vec![0; count.div_ceil(64)]];
+        for (set, &at) in sets.iter_mut().zip(&at).filter(|(s, at)| **at != 0 && !s.is_empty()) {
+            let mut buf = vec![0; set.len() * 8];
+            c.mem.read(at, &mut buf)?;
+            set.iter_mut().zip(buf.chunks_exact(8)).for_each(|(w, b)| *w = super::decode::u64_at(b, 0));
+        }
+        let mut entries = Vec::new();
+        for fd in 0..count {
+            let has = |set: &Vec<u64>| set[fd / 64] >> (fd % 64) & 1 != 0;
+            let wants = [IN_SET, OUT_SET, EX_SET].into_iter().zip(&sets).filter(|(_, s)| has(s));
+            let events = wants.fold(0, |all, (bits, _)| all | bits);
+            if events != 0 {
+                entries.push(Entry { fd: fd as i32, events, revents: 0 });
+            }
+        }
+        let (timeout, left) = match (i64::from(n.nr) == libc::SYS_select, a[4]) {
+            (_, 0) => (None, Left::No),
+            (true, at) => (read_time(c, at, timeval)?, Left::Timeval(at)),
+            (false, at) => (read_time(c, at, timespec)?, Left::Timespec(at)),
+        };
+        self.poll(shared, c, listener, n, Form::Select(count, at), entries, timeout, left)
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "a call, and what it asks")]
+    fn poll(
+        &mut self,
+        shared: &Shared,
+        c: Caller,
+        listener: &Rc<Listener>,
+        n: &Notif,
+        form: Form,
+        mut entries: Vec<Entry>,
+        timeout: Option<Duration>,
+        left: Left,
+    ) -> Result<Outcome, Errno> {
+        let mut modelled = Vec::new();
+        let mut others = Vec::new();
+        for (i, entry) in entries.iter_mut().enumerate().filter(|(_, e)| e.fd >= 0) {
+            match self.kind(c, entry.fd) {
+                Kind::Modelled(handle) => modelled.push((i, handle)),
+                Kind::Epoll(set) => {
+                    modelled.extend(self.sets.handle(set).map(|h| (i, h)));
+                    others.push(i);
+                }
+                Kind::Real | Kind::File(_) => others.push(i),
+                Kind::None if matches!(form, Form::Select(..)) => return Err(Errno::EBADF),
+                Kind::None => entry.events |= NVAL,
+            }
+        }
+        if modelled.is_empty() {
+            return Ok(Outcome::Continue);
+        }
+        let mut real = Vec::new();
+        for i in others {
+            match self.copy_of(c, entries[i].fd) {
+                Some(copy) => real.push((i, copy)),
+                None => self.unimplemented(n.nr, 1, format_args!("waiting for a real descriptor beside a socket (pidfd_getfd is refused)")),
+            }
+        }
+        let until = timeout.map(|t| shared.now() + t);
+        let mut p = Box::new(PollFinish { form, entries, modelled, real, until, left, watch: None });
+        if !p.real.is_empty() || p.has_bad() {
+            self.gather(shared, c, &mut p);
+            if p.ready() > 0 || timeout == Some(Duration::ZERO) {
+                self.polled(shared, c, listener, n, &p);
+                return Ok(Outcome::Taken);
+            }
+            self.watch_real(c, &mut p);
+        }
+        let call = Call::Poll(p.list(), timeout);
+        self.start(shared, c, listener, n, call, Finish::Poll(p));
+        Ok(Outcome::Taken)
+    }
+
+    /// Looks at everything, without waiting.
+    fn gather(&mut self, shared: &Shared, c: Caller, p: &mut PollFinish) {
+        p.entries.iter_mut().for_each(|e| e.revents = 0);
+        if let Some(Ret::Poll(list)) = shared.guest_syscall(c.task, Call::Poll(p.list(), Some(Duration::ZERO))) {
+            p.note_model(&list);
+        }
+        p.look_at_real();
+    }
+
+    /// Lets hostd's epoll say when one of the real descriptors is ready.
+    fn watch_real(&mut self, c: Caller, p: &mut PollFinish) {
+        let Ok(watch) = ep::create(ep::CreateFlags::CLOEXEC) else { return };
+        for (i, copy) in &p.real {
+            let flags = ep::EventFlags::from_bits_retain(u32::from(p.entries[*i].events & !NVAL));
+            // Files that cannot be watched are always ready, or never.
+            let _ = ep::add(&watch, copy, ep::EventData::new_u64(0), flags);
+        }
+        let token = token::data(Token::Poll(c.task.0));
+        if ep::add(&*self.epoll, &watch, token, ep::EventFlags::IN | ep::EventFlags::ONESHOT).is_ok() {
+            p.watch = Some(watch);
+        }
+    }
+
+    /// A real descriptor of a waiting call is ready.
+    pub(super) fn on_poll_ready(&mut self, shared: &Shared, id: TaskId) {
+        let Some(tid) = self.by_task.get(&id.0).copied() else { return };
+        let Some(task) = self.tasks.get_mut(&tid) else { return };
+        if !task.pending.as_ref().is_some_and(|p| matches!(p.finish, Finish::Poll(_)) && p.listener.is_valid(p.notif.id)) {
+            return;
+        }
+        let caller = task.caller(tid);
+        let Some(super::Pending { notif, listener, finish: Finish::Poll(mut p) }) = task.pending.take() else { return };
+        self.memory.woken(id);
+        // It waited and has nothing: what it returns is that it was interrupted.
+        let _ = shared.cancel_guest_call(id);
+        self.gather(shared, caller, &mut p);
+        if p.ready() > 0 {
+            return self.polled(shared, caller, &listener, &notif, &p);
+        }
+        p.watch = None;
+        self.watch_real(caller, &mut p);
+        let left = p.until.map(|t| t.since(shared.now()));
+        let call = Call::Poll(p.list(), left);
+        self.start(shared, caller, &listener, &notif, call, Finish::Poll(p));
+    }
+
+    pub(super) fn finish_poll(&mut self, shared: &Shared, c: Caller, listener: &Rc<Listener>, n: &Notif, mut p: Box<PollFinish>, ret: Ret) {
+        match ret {
+            Ret::Poll(list) => {
+                p.note_model(&list);
+                p.look_at_real();
+                self.polled(shared, c, listener, n, &p);
+            }
+            other => self.send(shared, c, listener, n, Reply::Value(other.as_number())),
+        }
+    }
+
+    /// Writes what was found and answers.
+    fn polled(&mut self, shared: &Shared, c: Caller, listener: &Rc<Listener>, n: &Notif, p: &PollFinish) {
+        let value = p.write(c).and_then(|n| p.write_left(c, shared.now()).map(|()| n)).unwrap_or_else(|e| -i64::from(e.raw()));
+        self.send(shared, c, listener, n, Reply::Value(value));
+    }
+}
+
+impl PollFinish {
+    fn list(&self) -> Vec<PollFd> {
+        let entry = |&(i, handle): &(usize, i32)| PollFd {
+            fd: handle,
+            events: PollEvents::from_bits_truncate(self.entries[i].events.into()),
+            revents: PollEvents::empty(),
+        };
+        self.modelled.iter().map(entry).collect()
+    }
+
+    fn note_model(&mut self, list: &[PollFd]) {
+        for (&(i, _), found) in self.modelled.iter().zip(list) {
+            self.entries[i].revents |= found.revents.bits() as u16;
+        }
+    }
+
+    fn look_at_real(&mut self) {
+        if self.real.is_empty() {
+            return;
+        }
+        let flags = |i: usize| rustix::event::PollFlags::from_bits_retain(self.entries[i].events & !NVAL);
+        let mut fds: Vec<_> = self.real.iter().map(|(i, fd)| rustix::event::PollFd::from_borrowed_fd(fd.as_fd(), flags(*i))).collect();
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        if rustix::event::poll(&mut fds, Some(&now)).is_err() {
+            return;
+        }
+        let found: Vec<u16> = fds.iter().map(|f| f.revents().bits()).collect();
+        for ((i, _), revents) in self.real.iter().zip(found) {
+            self.entries[*i].revents |= revents;
+        }
+    }
+
+    /// True if a descriptor is not open: `poll` answers at once.
+    fn has_bad(&self) -> bool {
+        self.entries.iter().any(Entry::is_bad)
+    }
+
+    fn ready(&self) -> usize {
+        self.entries.iter().filter(|e| e.revents != 0 || e.is_bad()).count()
+    }
+
+    fn write(&self, c: Caller) -> Result<i64, Errno> {
+        match self.form {
+            Form::Poll(at) => {
+                for (i, e) in self.entries.iter().enumerate() {
+                    let revents = if e.is_bad() { NVAL } else { e.revents };
+                    c.mem.write(at + (i * POLLFD) as u64 + 6, &revents.to_ne_bytes())?;
+                }
+                Ok(self.ready() as i64)
+            }
+            Form::Select(count, at) => self.write_sets(c, count, at),
+        }
+    }
+
+    fn write_sets(&self, c: Caller, count: usize, at: [u64; 3]) -> Result<i64, Errno> {
+        let mut found = 0;
+        for (bits, at) in [IN_SET, OUT_SET, EX_SET].into_iter().zip(at).filter(|(_, at)| *at != 0) {
+            let mut set = vec![0u8; count.div_ceil(64) * 8];
+            for e in self.entries.iter().filter(|e| e.events & bits == bits && e.revents & bits != 0) {
+                set[e.fd as usize / 8] |= 1 << (e.fd % 8);
+                found += 1;
+            }
+            if !set.is_empty() {
+                c.mem.write(at, &set)?;
+            }
+        }
+        Ok(found)
+    }
+
+    /// The rest of the time, where the call tells it. A program may have passed read-only memory: that is fine.
+    fn write_left(&self, c: Caller, now: Instant) -> Result<(), Errno> {
+        let left = self.until.map_or(Duration::ZERO, |t| t.since(now));
+        let (at, fraction) = match self.left {
+            Left::No => return Ok(()),
+            Left::Timeval(at) => (at, left.subsec_micros()),
+            Left::Timespec(at) => (at, left.subsec_nanos()),
+        };
+        let mut b = [0; 16];
+        b[..8].copy_from_slice(&left.as_secs().to_ne_bytes());
+        b[8..].copy_from_slice(&u64::from(fraction).to_ne_bytes());
+        let _ = c.mem.write(at, &b);
+        Ok(())
+    }
+}
+
+impl Entry {
+    fn is_bad(&self) -> bool {
+        self.events & NVAL != 0
+    }
+}
+
+fn read_time(c: Caller, at: u64, parse: fn(&[u8; 16]) -> Option<Duration>) -> Result<Option<Duration>, Errno> {
+    if at == 0 {
+        return Ok(None);
+    }
+    let mut b = [0; 16];
+    c.mem.read(at, &mut b)?;
+    parse(&b).map(Some).ok_or(Errno::EINVAL)
+}

@@ -1,0 +1,211 @@
+//! Threads and processes coming and going, descriptors being closed.
+
+use super::Guests;
+use super::fds::{Kind, Link, look};
+use super::memory::Mem;
+use super::reply::Reply;
+use super::table::{Caller, Proc, Task};
+use super::token::{self, Token};
+use crate::host::Shared;
+use ringlab_kernel::cpu::sched::TaskId;
+use ringlab_kernel::syscall::{Call, Ret};
+use ringlab_kernel::vfs::fd::NR_OPEN;
+use rustix::event::epoll as ep;
+use rustix::fd::OwnedFd;
+use rustix::fs::{Mode, OFlags, open};
+use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_open};
+use tracing::debug;
+
+impl Guests {
+    /// The task of a thread, made at first sight; `None` if it is gone.
+    pub(super) fn caller(&mut self, shared: &Shared, tid: i32) -> Option<Caller> {
+        if let Some(task) = self.tasks.get(&tid) {
+            let tgid = task.tgid;
+            // After a success the process has one thread, its first; after a failure the caller goes on.
+            let over = |by: i32| by == tid || tid == tgid && !exists(tgid, by);
+            if self.procs.get(&tgid).and_then(|p| p.execs).is_some_and(over) {
+                self.after_exec(shared, tgid, tid);
+            }
+            return self.tasks.get(&tid).map(|t| t.caller(tid));
+        }
+        let tgid = thread_group(tid)?;
+        self.watch_process(tgid)?;
+        let root = *self.root.get_or_insert_with(|| {
+            let root = shared.new_task("guests");
+            shared.kernel().set_fd_limit(root, NR_OPEN);
+            root
+        });
+        let id = shared.clone_task(root, &comm(tid));
+        debug!(tid, tgid, task = id.0, "a thread's first call");
+        self.memory.add(id, Mem::of(tid));
+        self.by_task.insert(id.0, tid);
+        self.tasks.insert(tid, Task { id, tgid, pending: None, stash: None });
+        if let Some(proc) = self.procs.get_mut(&tgid) {
+            proc.threads.push(tid);
+        }
+        self.tasks.get(&tid).map(|t| t.caller(tid))
+    }
+
+    fn watch_process(&mut self, tgid: i32) -> Option<()> {
+        if self.procs.contains_key(&tgid) {
+            return Some(());
+        }
+        let pidfd = pidfd_open(Pid::from_raw(tgid)?, PidfdFlags::empty()).ok()?;
+        ep::add(&*self.epoll, &pidfd, token::data(Token::Process(tgid)), ep::EventFlags::IN).ok()?;
+        self.procs.insert(tgid, Proc { cache: Default::default(), pidfd, threads: Vec::new(), execs: None });
+        Some(())
+    }
+
+    /// The first call after an `exec`, if it succeeded: other threads are gone, descriptors may be.
+    fn after_exec(&mut self, shared: &Shared, tgid: i32, tid: i32) {
+        let Some(proc) = self.procs.get_mut(&tgid) else { return };
+        proc.execs = None;
+        proc.cache.clear();
+        let others: Vec<i32> = proc.threads.iter().copied().filter(|&t| t != tid).collect();
+        for other in others.into_iter().filter(|&t| !exists(tgid, t)) {
+            self.end_thread(shared, other);
+        }
+        if let Some(task) = self.tasks.get(&tid) {
+            shared.kernel().set_comm(task.id, &comm(tid));
+        }
+    }
+
+    /// A process has ended, by whatever means.
+    pub(super) fn on_process_end(&mut self, shared: &Shared, tgid: i32) {
+        let Some(proc) = self.procs.get(&tgid) else { return };
+        for tid in proc.threads.clone() {
+            self.end_thread(shared, tid);
+        }
+        self.procs.remove(&tgid);
+        self.sets.suspect();
+        self.sweep_sets(shared);
+    }
+
+    /// A thread ends: so does its task, with the call in which it may be.
+    pub(super) fn end_thread(&mut self, shared: &Shared, tid: i32) {
+        let Some(task) = self.tasks.remove(&tid) else { return };
+        self.by_task.remove(&task.id.0);
+        self.memory.remove(task.id);
+        if let Some(proc) = self.procs.get_mut(&task.tgid) {
+            proc.threads.retain(|&t| t != tid);
+            proc.cache.closed(tid);
+        }
+        shared.end_guest_task(task.id);
+        if let Some(stash) = task.stash {
+            self.drop_reply(shared, stash.reply);
+        }
+        if !self.closing.is_empty() {
+            self.settle_closes(shared, tid);
+        }
+    }
+
+    /// Ends the call in which a thread was: it makes another one, or nobody waits any more.
+    pub(super) fn cancel(&mut self, shared: &Shared, tid: i32) {
+        let Some(task) = self.tasks.get_mut(&tid) else { return };
+        let Some(pending) = task.pending.take() else { return };
+        let (id, caller) = (task.id, task.caller(tid));
+        self.memory.woken(id);
+        let ret = shared.cancel_guest_call(id);
+        if let Some(ret) = ret.filter(|r| !matches!(r, Ret::Err(_))) {
+            // Part of it was done.
+            let super::Pending { notif, listener, finish } = pending;
+            self.finish(shared, caller, &listener, &notif, finish, ret);
+        }
+    }
+
+    /// What a descriptor of the caller is.
+    pub(super) fn kind(&mut self, caller: Caller, fd: i32) -> Kind {
+        if fd < 0 {
+            return Kind::None;
+        }
+        if let Some(kind) = self.procs.get(&caller.tgid).and_then(|p| p.cache.get(fd)) {
+            return kind;
+        }
+        let kind = match look(caller.tid, fd) {
+            Link::None => Kind::None,
+            Link::Other => Kind::Real,
+            Link::Socket(inode) => self.placeholders.find(inode).map_or(Kind::Real, Kind::Modelled),
+            Link::File(number) => Kind::File(number),
+            Link::Epoll => self.sets.identify(caller.tid, fd).map_or(Kind::Real, Kind::Epoll),
+        };
+        if let Some(proc) = self.procs.get_mut(&caller.tgid) {
+            proc.cache.note(fd, kind);
+        }
+        kind
+    }
+
+    /// A thread closes a descriptor, or puts something else in its place.
+    pub(super) fn note_close(&mut self, caller: Caller, fd: i32) {
+        if let Kind::Modelled(handle) = self.kind(caller, fd) {
+            self.closing.push((caller.tid, handle));
+        }
+        if let Some(proc) = self.procs.get_mut(&caller.tgid) {
+            proc.cache.closing(fd, caller.tid);
+        }
+    }
+
+    /// Looks at files that threads were closing: what `tid` closed is closed by now.
+    pub(super) fn settle_closes(&mut self, shared: &Shared, tid: i32) {
+        for (by, handle) in core::mem::take(&mut self.closing) {
+            if self.placeholders.is_gone(handle) {
+                self.close_handle(shared, handle);
+            } else if by != tid {
+                self.closing.push((by, handle));
+            }
+        }
+    }
+
+    /// A placeholder's last reference is gone.
+    pub(super) fn on_hang_up(&mut self, shared: &Shared, handle: i32) {
+        // The number may have been given out again since `epoll` looked.
+        if self.placeholders.is_gone(handle) {
+            self.close_handle(shared, handle);
+        }
+    }
+
+    /// Closes a file of the model.
+    pub(super) fn close_handle(&mut self, shared: &Shared, handle: i32) {
+        self.placeholders.remove(handle);
+        let Some(root) = self.root else { return };
+        if !self.lingering.remove(&handle) {
+            shared.guest_syscall(root, Call::Close(handle));
+            return;
+        }
+        // It may take its time: a task of its own waits.
+        let id: TaskId = shared.clone_task(root, "linger");
+        if shared.guest_syscall(id, Call::Close(handle)).is_some() {
+            shared.end_guest_task(id);
+        }
+    }
+
+    /// A copy of a thread's real descriptor, of the same open file if the machine allows it.
+    pub(super) fn copy_of(&self, caller: Caller, fd: i32) -> Option<OwnedFd> {
+        let pidfd = &self.procs.get(&caller.tgid)?.pidfd;
+        let copy = rustix::process::pidfd_getfd(pidfd, fd, PidfdGetfdFlags::empty());
+        // Refused by the profile of a container: pipes, files and terminals can be opened afresh.
+        copy.or_else(|_| open(format!("/proc/{}/fd/{fd}", caller.tid), OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty()))
+            .ok()
+    }
+
+    /// An answer that nobody takes any more.
+    pub(super) fn drop_reply(&mut self, shared: &Shared, reply: Reply) {
+        if let Reply::Inject { handle, .. } = reply {
+            self.close_handle(shared, handle);
+        }
+    }
+}
+
+/// The process of a thread.
+fn thread_group(tid: i32) -> Option<i32> {
+    let status = std::fs::read_to_string(format!("/proc/{tid}/status")).ok()?;
+    status.lines().find_map(|l| l.strip_prefix("Tgid:")).and_then(|t| t.trim().parse().ok())
+}
+
+fn comm(tid: i32) -> String {
+    let name = std::fs::read_to_string(format!("/proc/{tid}/comm")).unwrap_or_default();
+    name.trim_end().to_owned()
+}
+
+fn exists(tgid: i32, tid: i32) -> bool {
+    std::fs::exists(format!("/proc/{tgid}/task/{tid}")).unwrap_or(false)
+}
