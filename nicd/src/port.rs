@@ -471,6 +471,7 @@ impl NicPort {
     /// Ends the cable's session: its frames are lost.
     pub fn close_session(&mut self, now: Instant, poller: &Poller) {
         self.wire.cut(&mut self.core.counters);
+        self.timed = false;
         let core = &mut self.core;
         if let Medium::Cable(cable) = &mut self.wire.medium {
             cable.close(now, poller, |token| core.complete(token));

@@ -135,6 +135,33 @@ fn entries_that_break_a_rule_end_the_session() {
 }
 
 #[test]
+fn a_frame_arrives_at_its_time_and_one_that_names_no_honest_time_at_once() {
+    let dir = Dir::new();
+    let mut nicd = victim(&dir);
+    let mut driver = Driver::connect(&dir.path("v.sock"), ALL, Rings::default());
+    let peer = Peer::connect(&dir);
+    peer.good_hello();
+    until("up", || nicd.link_up("eth0"));
+    let mut producer = Producer::new(peer.arena.clone()).expect("large enough");
+    let frame = plain_frame(MAC_A, MAC_B, 64, 1);
+    peer.arena.slice(STORAGE, frame.len()).expect("inside").write(&frame);
+    let now = || rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    let nanos = |t: rustix::time::Timespec| t.tv_sec as u64 * 1_000_000_000 + t.tv_nsec as u64;
+    for ahead in [900_000, 500_000, 1, 1 << 40, u64::MAX / 2] {
+        let due = nanos(now()) + ahead;
+        producer.push_timed(&[0; 12], Some(due), &[Fragment { region: 0, offset: STORAGE, len: frame.len() as u32 }]);
+        let _ = producer.publish();
+        // Its bell came with the greeting; a message wakes it as well.
+        peer.send(5, 0, 1, &[]);
+        assert_eq!(driver.receive().1, frame);
+        if ahead < 1_000_000 {
+            assert!(nanos(now()) >= due, "{ahead} ns ahead: early");
+        }
+    }
+    assert_eq!(faults(&mut nicd), 0);
+}
+
+#[test]
 fn messages_out_of_place_end_the_session() {
     let dir = Dir::new();
     let mut nicd = victim(&dir);

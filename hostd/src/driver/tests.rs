@@ -181,6 +181,34 @@ fn sent_packets_interrupt_only_when_somebody_waits_or_the_ring_is_half_full() {
 }
 
 #[test]
+fn few_sent_packets_interrupt_a_sleeping_host_only_if_somebody_waits() {
+    let mut b = Bench::new();
+    let pool = b.nic.borrow().pool.clone();
+    let mut chain = Chain::new();
+    let mut sent = |b: &mut Bench, irq| {
+        b.driver.xmit(0, VnetHdr::default(), packet(&pool, 64, b"x")).expect("room");
+        b.driver.needs_kick(0);
+        b.driver.tx_irq(0, irq);
+        assert!(b.nic.borrow_mut().sleep(), "nothing is done yet");
+        assert!(b.tx.pop(&mut chain).expect("a good driver"));
+        b.tx.push_used(chain.id, chain.descs, 0);
+        let interrupt = b.tx.needs_call();
+        let lazy = b.nic.borrow().is_lazy();
+        b.nic.borrow_mut().wake();
+        assert!(b.nic.borrow_mut().reap(), "whatever wakes the host takes it along");
+        assert!(b.driver.tx_done(0).is_some());
+        (interrupt, lazy)
+    };
+    assert_eq!(sent(&mut b, TxIrq::Lazy), (false, true));
+    assert_eq!(sent(&mut b, TxIrq::Now), (true, false));
+    assert_eq!(sent(&mut b, TxIrq::Lazy), (false, true));
+    for _ in 0..TX_FRAMES {
+        b.driver.xmit(0, VnetHdr::default(), packet(&pool, 64, b"x")).expect("room");
+    }
+    assert_eq!(sent(&mut b, TxIrq::Lazy), (false, false), "many are an interrupt's worth, not the first of them");
+}
+
+#[test]
 fn device_need_not_ring_while_the_host_is_awake() {
     let mut b = Bench::new();
     b.receive(&[1; 60], 1);

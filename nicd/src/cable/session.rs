@@ -259,7 +259,7 @@ impl Session {
             let head = self.tx.head()?;
             self.reap(head);
         }
-        Ok(self.held_octets < QUEUE_LIMIT && self.tx.has_room(MAX_FRAGMENTS)?)
+        Ok(self.held_octets < QUEUE_LIMIT && self.tx.has_room(MAX_FRAGMENTS + 1)?)
     }
 
     /// Sends a frame by reference; false if it cannot be named to the peer. Room was asked for.

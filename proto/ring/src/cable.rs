@@ -159,12 +159,12 @@ impl Producer {
         self.shared.arena()
     }
 
-    /// True if an entry of `fragments` fits now, with or without a time. Reads the head only when it does not fit by what is known.
-    ///
+    /// True if an entry of `fragments` fits now; a time counts as one more. Reads the head only when it does not fit by
+    /// what is known.
     /// # Errors
     /// [`CableError::HeadJumped`].
     pub fn has_room(&mut self, fragments: usize) -> Result<bool, CableError> {
-        let need = 2 + fragments as u32;
+        let need = 1 + fragments as u32;
         if UNITS - self.tail.wrapping_sub(self.head) >= need {
             return Ok(true);
         }
@@ -189,7 +189,8 @@ impl Producer {
     pub fn push_timed(&mut self, header: &[u8; VNET_HDR_LEN], due: Option<u64>, fragments: &[Fragment]) -> u32 {
         let n = fragments.len();
         assert!((1..=MAX_FRAGMENTS).contains(&n), "an entry has fragments");
-        assert!(UNITS - self.tail.wrapping_sub(self.head) > 1 + n as u32, "room was asked for");
+        let units = 1 + u32::from(due.is_some()) + n as u32;
+        assert!(UNITS - self.tail.wrapping_sub(self.head) >= units, "room was asked for");
         let mut unit = [0; 16];
         unit[..VNET_HDR_LEN].copy_from_slice(header);
         let timed = if due.is_some() { TIMED } else { 0 };
@@ -473,6 +474,23 @@ mod tests {
         c.wake();
         p.push(&[0; 12], &[fragment(0)]);
         assert!(!p.publish());
+    }
+
+    #[test]
+    fn a_time_travels_with_its_entry_also_when_it_is_put_back() {
+        let (mut p, mut c) = pair();
+        let mut entry = Entry::default();
+        p.push_timed(&[1; 12], Some(u64::MAX - 7), &[fragment(1), fragment(2)]);
+        p.push(&[2; 12], &[fragment(3)]);
+        let _ = p.publish();
+        for _ in 0..2 {
+            assert!(c.pop(&mut entry).expect("honest"));
+            assert_eq!((entry.header, entry.due, entry.fragments.len()), ([1; 12], Some(u64::MAX - 7), 2));
+            c.unpop(&entry);
+        }
+        assert!(c.pop(&mut entry).expect("honest") && c.pop(&mut entry).expect("honest"));
+        assert_eq!((entry.header, entry.due, &entry.fragments[..]), ([2; 12], None, &[fragment(3)][..]));
+        assert!(!c.pop(&mut entry).expect("honest"));
     }
 
     #[test]

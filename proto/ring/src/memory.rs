@@ -421,6 +421,27 @@ mod tests {
         assert!(r.slice(0, 4096).expect("whole").sub(4000, 97).is_err());
     }
 
+    #[cfg(feature = "std")]
+    #[test]
+    fn populating_takes_memory_for_what_was_named_and_maps_what_is_there() {
+        use std::os::fd::AsFd;
+        let region = Region::memfd("ringlab-test", 64 * PAGE).expect("made");
+        let file = region.fd().expect("a file").as_fd().try_clone_to_owned().expect("duplicated");
+        let pages = || rustix::fs::fstat(&file).expect("asked").st_blocks * 512 / PAGE as i64;
+        assert_eq!(pages(), 0);
+        region.populate(3 * PAGE as u64 - 1, 2).expect("populated");
+        assert_eq!(pages(), 2, "the pages in which the range begins and ends");
+        region.populate(10 * PAGE as u64, 4 * PAGE).expect("populated");
+        assert_eq!(pages(), 6);
+        let other = Region::map(file.try_clone().expect("duplicated"), PAGE as u64, 63 * PAGE).expect("mapped");
+        other.populate_present(usize::MAX >> 1).expect("mapped");
+        other.populate_present(PAGE).expect("mapped");
+        assert_eq!(pages(), 6, "holes stay holes");
+        assert!(region.populate(64 * PAGE as u64, 1).is_err());
+        assert!(region.populate(0, 0).is_ok());
+        Region::heap(PAGE).populate(0, 1).expect("nothing to do");
+    }
+
     /// RFC 1071 word for word.
     fn plain_sum(bytes: &[u8]) -> u64 {
         bytes.chunks(2).map(|w| u64::from(u16::from_be_bytes([w[0], w.get(1).copied().unwrap_or(0)]))).sum()
