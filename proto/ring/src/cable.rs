@@ -161,6 +161,7 @@ impl Producer {
 
     /// True if an entry of `fragments` fits now; a time counts as one more. Reads the head only when it does not fit by
     /// what is known.
+    ///
     /// # Errors
     /// [`CableError::HeadJumped`].
     pub fn has_room(&mut self, fragments: usize) -> Result<bool, CableError> {
