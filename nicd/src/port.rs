@@ -455,6 +455,7 @@ impl NicPort {
             return Ok(false);
         }
         self.link_up = up;
+        self.core.counters.add(Nic::LinkDownEvents, u64::from(!up));
         match &mut self.device {
             Device::Vhost(vhost) => vhost.set_link(up),
             Device::Tap(side) => {

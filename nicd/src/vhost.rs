@@ -134,7 +134,7 @@ impl Vhost {
         core.reset();
     }
 
-    /// The link went up or down: drivers that ask see it.
+    /// The link went up or down: `VIRTIO_NET_S_LINK_UP` changes, and a driver that can be told is.
     pub fn set_link(&mut self, up: bool) {
         self.config.link_up = up;
         if let Some(connection) = &mut self.connection {

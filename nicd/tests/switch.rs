@@ -7,7 +7,7 @@ use std::time::Duration;
 
 struct Lan {
     switch: Nicd,
-    _nodes: Vec<Nicd>,
+    nodes: Vec<Nicd>,
     hosts: Vec<Driver>,
     _dir: Dir,
 }
@@ -45,7 +45,7 @@ fn lan() -> Lan {
         .collect();
     until("all links are up", || switch.stats().ports.iter().all(|p| p.link_up));
     let hosts = (0..3).map(|i| Driver::connect(&dir.path(&format!("{i}.sock")), ALL, Rings::default())).collect();
-    Lan { switch, _nodes: nodes, hosts, _dir: dir }
+    Lan { switch, nodes, hosts, _dir: dir }
 }
 
 #[test]
@@ -94,4 +94,17 @@ fn whole_segments_pass_and_a_port_that_goes_down_is_forgotten() {
     let down = ringlab_proto::nic::SetLinkRequest { port: "p1".into(), up: Some(false), impairment: None };
     lan.switch.call(async |mut client| client.set_link(down).await).expect("changed");
     until("forgotten", || lan.switch.stats().fdb.iter().all(|e| e.port != "p1"));
+}
+
+#[test]
+fn port_without_a_carrier_is_not_flooded_to() {
+    let mut lan = lan();
+    lan.nodes.remove(1).kill();
+    until("the carrier is lost", || !lan.switch.stats().ports[1].link_up);
+    let broadcast = plain_frame([0xff; 6], mac(0), 60, 1);
+    lan.hosts[0].send(&broadcast);
+    assert_eq!(lan.hosts[2].receive().1, broadcast);
+    let lost = lan.switch.counters("p1");
+    assert_eq!((lost["tx_packets"], lost["tx_carrier_errors"], lost["link_down_events_phy"]), (0, 0, 1));
+    assert_eq!(lan.switch.counters("p2")["tx_packets"], 1);
 }

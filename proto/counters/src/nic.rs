@@ -39,5 +39,6 @@ counters! {
         SwitchFiltered = "switch_filtered",
         SwitchDropped = "switch_dropped",
         DeviceResets = "device_resets",
+        LinkDownEvents = "link_down_events_phy",
     }
 }

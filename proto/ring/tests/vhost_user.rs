@@ -150,16 +150,50 @@ fn handshake_starts_rings_over_which_chains_pass() {
     thread.join().expect("no panic").expect("a clean end");
 }
 
+/// Serves a device while `front` runs.
+fn while_serving<T: Send + 'static>(connection: &mut Connection, front: impl FnOnce() -> T + Send + 'static) -> T {
+    let running = spawn(front);
+    let mut device = Device::default();
+    while !running.is_finished() {
+        connection.handle(&mut device).expect("valid");
+    }
+    running.join().expect("no panic")
+}
+
+#[test]
+fn front_end_is_told_of_a_changed_link_once_for_all_it_missed() {
+    let (near, far) = UnixStream::pair().expect("socket pair");
+    let mut connection = Connection::new(far, config()).expect("socket");
+    let mut front = while_serving(&mut connection, || FrontEnd::negotiate(near, WANTED)).expect("negotiates");
+    let readable = |front: &FrontEnd| {
+        let channel = front.notices().expect("both ends know the channel");
+        let mut fds = [rustix::event::PollFd::from_borrowed_fd(channel, rustix::event::PollFlags::IN)];
+        rustix::event::poll(&mut fds, Some(&rustix::time::Timespec::default())).expect("poll") == 1
+    };
+    connection.set_config(9000, true);
+    assert!(!readable(&front), "nothing has changed");
+    connection.set_config(9000, false);
+    assert!(readable(&front));
+    let (mut front, change) = while_serving(&mut connection, move || {
+        let change = front.take_change().expect("answered");
+        (front, change)
+    });
+    assert_eq!(change.map(|c| c.link_up), Some(false));
+    assert!(!readable(&front) && front.take_change().expect("nothing waits").is_none());
+    // Far more than a socket holds: neither end waits, and what is read is what holds now.
+    for i in 0..100_000 {
+        connection.set_config(9000, i % 2 == 0);
+    }
+    connection.set_config(1500, true);
+    let change = while_serving(&mut connection, move || front.take_change().expect("answered"));
+    assert_eq!(change.map(|c| (c.link_up, c.mtu)), Some((true, Some(1500))));
+}
+
 #[test]
 fn front_end_notices_that_the_device_died() {
     let (near, far) = UnixStream::pair().expect("socket pair");
     let mut connection = Connection::new(far, config()).expect("socket");
-    let negotiating = spawn(|| FrontEnd::negotiate(near, WANTED));
-    let mut device = Device::default();
-    while !negotiating.is_finished() {
-        connection.handle(&mut device).expect("valid");
-    }
-    let front = negotiating.join().expect("no panic").expect("negotiates");
+    let front = while_serving(&mut connection, || FrontEnd::negotiate(near, WANTED)).expect("negotiates");
     assert!(!front.hung_up());
     drop(connection);
     assert!(front.hung_up());

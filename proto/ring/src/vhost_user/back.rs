@@ -1,5 +1,6 @@
 //! The back end: nicd's side of vhost-user.
 
+use super::channel::Notifier;
 use super::state::{NetConfig, VringState, memory_table};
 use super::wire::{BackError, Message, Read, Reader, reply};
 use crate::doorbell::Doorbell;
@@ -152,9 +153,11 @@ pub struct Connection {
     map: Option<Arc<MemoryMap>>,
     vrings: Vec<VringState>,
     unsealed: bool,
+    notifier: Option<Notifier>,
 }
 
-const PROTOCOL: Protocol = Protocol::MQ.union(Protocol::REPLY_ACK).union(Protocol::CONFIG).union(Protocol::RESET_DEVICE);
+const PROTOCOL: Protocol =
+    Protocol::MQ.union(Protocol::REPLY_ACK).union(Protocol::CONFIG).union(Protocol::RESET_DEVICE).union(Protocol::BACKEND_REQ);
 /// Largest configuration space that is read.
 const CONFIG_SPACE: u32 = 256;
 
@@ -167,7 +170,7 @@ impl Connection {
         socket.set_nonblocking(true)?;
         let vrings = (0..config.vrings()).map(|_| VringState::default()).collect();
         let (features, protocol) = (Features::empty(), Protocol::empty());
-        Ok(Self { socket, reader: Reader::new(), config, features, protocol, map: None, vrings, unsealed: false })
+        Ok(Self { socket, reader: Reader::new(), config, features, protocol, map: None, vrings, unsealed: false, notifier: None })
     }
 
     /// Takes memory that is not sealed against shrinking, too: a front end that shrinks it
@@ -176,9 +179,14 @@ impl Connection {
         self.unsealed = true;
     }
 
-    /// The link went up or down, or the MTU changed: shown to the next who asks.
+    /// The link went up or down, or the MTU changed: shown to the next who asks. A front end that has made a
+    /// back-end channel is told of the change (`VHOST_USER_BACKEND_CONFIG_CHANGE_MSG`).
     pub fn set_config(&mut self, mtu: u16, link_up: bool) {
+        let old = (self.config.mtu, self.config.link_up);
         (self.config.mtu, self.config.link_up) = (mtu, link_up);
+        if old != (mtu, link_up) && self.has(Protocol::CONFIG) {
+            self.notifier = self.notifier.take().filter(Notifier::config_changed);
+        }
     }
 
     /// Serves at most one request. Never waits.
@@ -209,7 +217,10 @@ impl Connection {
 
     /// True if it answered.
     fn serve(&mut self, m: Message, device: &mut impl BackDevice) -> Result<bool, BackError> {
-        let with_fds = matches!(m.request, Req::SET_MEM_TABLE | Req::SET_VRING_KICK | Req::SET_VRING_CALL | Req::SET_VRING_ERR);
+        let with_fds = matches!(
+            m.request,
+            Req::SET_MEM_TABLE | Req::SET_VRING_KICK | Req::SET_VRING_CALL | Req::SET_VRING_ERR | Req::SET_BACKEND_REQ_FD
+        );
         if !with_fds {
             m.expect_fds(0)?;
         }
@@ -225,6 +236,7 @@ impl Connection {
             Req::RESET_DEVICE if self.has(Protocol::RESET_DEVICE) => self.reset(&m, device)?,
             Req::SET_FEATURES => self.set_features(&m, device)?,
             Req::SET_PROTOCOL_FEATURES => self.set_protocol_features(&m)?,
+            Req::SET_BACKEND_REQ_FD if self.has(Protocol::BACKEND_REQ) => self.set_notifier(m)?,
             Req::SET_MEM_TABLE => self.set_mem_table(m, device)?,
             Req::SET_VRING_NUM => self.set_vring_num(&m, device)?,
             Req::SET_VRING_BASE => self.set_vring_base(&m)?,
@@ -302,6 +314,13 @@ impl Connection {
     fn set_protocol_features(&mut self, m: &Message) -> Result<(), BackError> {
         let bits = m.u64()?;
         self.protocol = Protocol::from_bits(bits).filter(|p| PROTOCOL.contains(*p)).ok_or(BackError::Features(bits))?;
+        Ok(())
+    }
+
+    fn set_notifier(&mut self, m: Message) -> Result<(), BackError> {
+        m.fixed::<0>()?;
+        m.expect_fds(1)?;
+        self.notifier = m.fds.into_iter().next().map(Notifier::new);
         Ok(())
     }
 

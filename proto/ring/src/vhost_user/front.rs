@@ -1,5 +1,6 @@
 //! The front end: hostd's side of vhost-user, over the `vhost` crate's client.
 
+use super::channel::Notices;
 use super::state::NET_CONFIG_LEN;
 use crate::doorbell::Doorbell;
 use crate::memory::Region;
@@ -34,6 +35,9 @@ pub enum FrontError {
         /// The device's.
         max: usize,
     },
+    /// The device asked for something that was not negotiated.
+    #[error("device makes request {0}, which was not negotiated")]
+    Notice(u32),
     /// A heap region cannot be shared.
     #[error("the region has no file descriptor to share")]
     NotShared,
@@ -69,6 +73,8 @@ pub struct FrontEnd {
     vhost: Frontend,
     /// The same socket, to watch for the hang-up.
     socket: OwnedFd,
+    /// Where the device says that its configuration has changed, if it can.
+    notices: Option<Notices>,
     features: Features,
     config: DeviceConfig,
 }
@@ -100,17 +106,28 @@ impl FrontEnd {
             return Err(FrontError::Features(offered));
         }
         let protocol = vhost.get_protocol_features()?;
-        vhost.set_protocol_features(protocol & (Protocol::MQ | Protocol::CONFIG | Protocol::REPLY_ACK))?;
+        // The channel is for changes of the configuration, and of no use without one.
+        let notified = protocol.contains(Protocol::CONFIG | Protocol::BACKEND_REQ);
+        let channel = if notified { Protocol::BACKEND_REQ } else { Protocol::empty() };
+        vhost.set_protocol_features(protocol & (Protocol::MQ | Protocol::CONFIG | Protocol::REPLY_ACK | channel))?;
         if protocol.contains(Protocol::REPLY_ACK) {
             vhost.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
         }
         vhost.set_features(features.bits())?;
+        // Before the configuration is read: no change after that goes unnoticed.
+        let notices = if notified {
+            let (notices, device) = Notices::pair()?;
+            vhost.set_backend_request_fd(&device)?;
+            Some(notices)
+        } else {
+            None
+        };
         let config = if protocol.contains(Protocol::CONFIG) {
             Self::read_config(&mut vhost, features)?
         } else {
             DeviceConfig { mac: None, mtu: None, link_up: true, queue_pairs: 1 }
         };
-        Ok(Self { vhost, socket: watch, features, config })
+        Ok(Self { vhost, socket: watch, notices, features, config })
     }
 
     fn read_config(vhost: &mut Frontend, features: Features) -> Result<DeviceConfig, FrontError> {
@@ -144,6 +161,20 @@ impl FrontEnd {
     pub fn refresh_config(&mut self) -> Result<DeviceConfig, FrontError> {
         self.config = Self::read_config(&mut self.vhost, self.features)?;
         Ok(self.config)
+    }
+
+    /// Readable when the configuration has changed: see [`FrontEnd::take_change`]. `None` if the device cannot tell.
+    pub fn notices(&self) -> Option<BorrowedFd<'_>> {
+        self.notices.as_ref().map(AsFd::as_fd)
+    }
+
+    /// The configuration as it is now, if the device has said since the last call that it changed.
+    ///
+    /// # Errors
+    /// [`FrontError`]; the connection is then of no more use.
+    pub fn take_change(&mut self) -> Result<Option<DeviceConfig>, FrontError> {
+        let Some(notices) = &mut self.notices else { return Ok(None) };
+        if notices.take()? { self.refresh_config().map(Some) } else { Ok(None) }
     }
 
     /// Shares `region` (guest physical addresses are offsets in it) and starts the rings

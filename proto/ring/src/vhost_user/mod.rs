@@ -13,6 +13,9 @@
 //! negotiated); `GET_VRING_BASE` stops it and tells where. A new memory table, address
 //! or kick stops and restarts running rings where they stood.
 //!
+//! The configuration is read by `GET_CONFIG`. When the link goes up or down the back end
+//! says so over the back-end channel, if the front end has made one (`channel`).
+//!
 //! Untrusted front end: every size, index, address and descriptor is checked; the
 //! first that fails closes the connection with a [`BackError`] that names it, after
 //! an answer if one was asked for. A file may shrink under its mapping unless sealed:
@@ -20,6 +23,7 @@
 //! sealed files only).
 
 mod back;
+mod channel;
 mod front;
 mod state;
 mod wire;

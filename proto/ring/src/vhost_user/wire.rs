@@ -132,11 +132,11 @@ impl Message {
     }
 }
 
-const HEADER: usize = 12;
-const VERSION: u32 = 1;
-const VERSION_MASK: u32 = 3;
-const REPLY: u32 = 4;
-const NEED_REPLY: u32 = 8;
+pub(super) const HEADER: usize = 12;
+pub(super) const VERSION: u32 = 1;
+pub(super) const VERSION_MASK: u32 = 3;
+pub(super) const REPLY: u32 = 4;
+pub(super) const NEED_REPLY: u32 = 8;
 
 /// What was read of the next message. Never waits: half a message stays here.
 #[derive(Debug)]
@@ -218,13 +218,19 @@ impl Reader {
     }
 }
 
-/// Answers a request. Never waits: a front end that lets its socket fill up is cut off.
-pub(super) fn reply(socket: &UnixStream, request: FrontendReq, body: &[u8]) -> Result<(), BackError> {
+/// A message: header and body.
+pub(super) fn frame(code: u32, flags: u32, body: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(HEADER + body.len());
-    for word in [u32::from(request), VERSION | REPLY, body.len() as u32] {
+    for word in [code, flags, body.len() as u32] {
         out.extend_from_slice(&word.to_ne_bytes());
     }
     out.extend_from_slice(body);
+    out
+}
+
+/// Answers a request. Never waits: a front end that lets its socket fill up is cut off.
+pub(super) fn reply(socket: &UnixStream, request: FrontendReq, body: &[u8]) -> Result<(), BackError> {
+    let out = frame(request.into(), VERSION | REPLY, body);
     loop {
         match send(socket, &out, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
             Ok(n) if n == out.len() => return Ok(()),
