@@ -1,8 +1,12 @@
 //! An interface's connection to its device: vhost-user, its loss, and getting it back.
 //!
+//! The carrier follows the device's `VIRTIO_NET_S_LINK_UP` (Linux `virtnet_config_changed_work`):
+//! read when the device is attached, and again whenever it says that its configuration has
+//! changed. A device that cannot say so keeps the state that it had then.
+//!
 //! A device that hangs up, or breaks a rule of the ring, is taken off: carrier down,
 //! rings torn down. Then the driver knocks at the socket, every 10 ms at first, until
-//! a device answers (a restarted nicd), gives it fresh rings and raises the carrier.
+//! a device answers (a restarted nicd), and gives it fresh rings.
 
 use crate::config::{HostSpec, InterfaceSpec};
 use crate::driver::{Attachment, Nic, PairLayout, REQUIRED, RingDriver, WANTED};
@@ -87,6 +91,7 @@ impl Link {
         let features = front.features();
         let nic = Rc::new(RefCell::new(nic));
         let device = attach(front, &nic).with_context(|| format!("interface {}", spec.name))?;
+        let link_up = device.front.config().link_up;
         let dev = shared.kernel().add_device(DeviceConfig {
             name: spec.name.clone(),
             mac: spec.mac,
@@ -97,8 +102,8 @@ impl Link {
             driver: Box::new(RingDriver::new(nic.clone(), features)),
         });
         shared.attach(dev, nic.clone());
-        shared.handle(Event::Carrier(dev, true));
-        debug!(interface = %spec.name, ?features, "the device is there");
+        shared.handle(Event::Carrier(dev, link_up));
+        debug!(interface = %spec.name, ?features, link_up, "the device is there");
         Ok(Self { spec, nic, dev, features, device: Some(device), lost_at: Instant(0), retry_at: None, losses: 0 })
     }
 
@@ -148,19 +153,32 @@ impl Link {
         self.device.iter().flat_map(|d| d.calls.iter().map(AsFd::as_fd))
     }
 
-    /// Descriptors on which the end of the device shows: its socket, and what it rings when a ring is dead.
+    /// Descriptors on which the end of the device shows: its socket, and what it rings when a ring is dead; and the
+    /// one over which it says that its configuration has changed.
     pub fn ends(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        self.device.iter().flat_map(|d| std::iter::once(d.front.as_fd()).chain(d.errors.iter().map(AsFd::as_fd)))
+        let fronts = self.device.iter().flat_map(|d| [Some(d.front.as_fd()), d.front.notices()]).flatten();
+        fronts.chain(self.device.iter().flat_map(|d| d.errors.iter().map(AsFd::as_fd)))
     }
 
     /// A descriptor of [`Self::ends`] has something to say.
     pub fn on_end(&mut self, shared: &Shared) {
-        let Some(device) = &self.device else { return };
+        let Some(device) = &mut self.device else { return };
         if device.front.hung_up() {
-            self.lose(shared, "it hung up");
-        } else if device.errors.iter().any(Doorbell::drain) {
-            self.lose(shared, "it found a rule of the ring broken");
+            return self.lose(shared, "it hung up");
         }
+        if device.errors.iter().any(Doorbell::drain) {
+            return self.lose(shared, "it found a rule of the ring broken");
+        }
+        match device.front.take_change() {
+            Ok(Some(config)) => self.set_carrier(shared, config.link_up),
+            Ok(None) => {}
+            Err(error) => self.lose(shared, &error.to_string()),
+        }
+    }
+
+    fn set_carrier(&self, shared: &Shared, up: bool) {
+        debug!(interface = %self.spec.name, up, "link");
+        shared.handle(Event::Carrier(self.dev, up));
     }
 
     /// Takes the device off if it broke a rule of the ring. True if so.
@@ -184,10 +202,11 @@ impl Link {
     pub fn connect(&mut self, shared: &Shared) -> bool {
         match self.try_connect() {
             Ok(device) => {
+                let up = device.front.config().link_up;
                 self.device = Some(device);
                 self.retry_at = None;
                 info!(interface = %self.spec.name, "the device is back");
-                shared.handle(Event::Carrier(self.dev, true));
+                self.set_carrier(shared, up);
                 // What the lost device had not finished is freed now, and stopped queues go on.
                 for queue in 0..self.spec.queue_pairs {
                     shared.handle(Event::Interrupt(self.dev, queue));

@@ -40,6 +40,7 @@ pub fn collect(shared: &Shared) -> HostStats {
                 via: r.via.as_ref().map_or(String::new(), Ipv4Addr::to_string),
                 dev: r.dev.clone(),
                 metric: r.metric,
+                linkdown: r.linkdown,
             })
             .collect(),
         uptime_ns: shared.now().0,
@@ -117,6 +118,7 @@ fn interfaces(stats: &Stats) -> Vec<InterfaceStats> {
         ifindex: i.index.0,
         up: i.up,
         carrier: i.carrier,
+        operstate: i.operstate.to_owned(),
         mac: i.mac.to_string(),
         ipv4: i.ipv4.iter().map(|(addr, len)| format!("{addr}/{len}")).collect(),
         mtu: i.mtu,

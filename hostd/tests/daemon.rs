@@ -137,6 +137,31 @@ async fn lost_device_takes_the_carrier_and_comes_back() {
 }
 
 #[tokio::test]
+async fn carrier_follows_what_the_device_says_and_what_a_new_device_finds() {
+    let mut pair = Pair::start("carrier", |_| {}).await;
+    assert_eq!(ping(&mut pair, "2").await.0, OK);
+    pair.hub.order(0, Order::Link(false));
+    until_carrier(&mut pair.a, false).await;
+    let stats = pair.a.stats().await;
+    let eth0 = stats.interfaces.iter().find(|i| i.name == "eth0").expect("eth0");
+    assert_eq!((eth0.operstate.as_str(), eth0.up), ("DOWN", true));
+    assert!(stats.neighbours.is_empty() && stats.routes.iter().all(|r| r.linkdown), "{stats:?}");
+    let (exit, stdout) = ping(&mut pair, "1").await;
+    assert_eq!(exit.code, 1, "{stdout}");
+    let drops = pair.a.stats().await.drops;
+    assert!(drops.iter().any(|d| d.name == "QDISC_DROP" && d.value > 0), "{drops:?}");
+    assert!(carrier(&pair.b.stats().await), "the other's device says nothing");
+    // A device that is replaced meanwhile is found without a carrier, too.
+    pair.hub.order(0, Order::Leave);
+    pair.hub.order(0, Order::Return);
+    pair.hub.order(0, Order::Link(true));
+    until_carrier(&mut pair.a, true).await;
+    let (exit, stdout) = ping(&mut pair, "3").await;
+    assert_eq!(exit, OK, "{stdout}");
+    assert!(stdout.contains("3 received"), "{stdout}");
+}
+
+#[tokio::test]
 async fn device_that_breaks_the_rules_is_stopped_and_the_host_survives() {
     let mut pair = Pair::start("hostile", |_| {}).await;
     for order in [Order::Lie, Order::ForgeId, Order::Lie] {

@@ -49,8 +49,7 @@ pub fn inspect(lab: &InspectReply) -> Value {
 }
 
 fn node(node: &NodeInfo, run_dir: &str) -> Value {
-    let interface =
-        |i: &ringlab_proto::agent::InterfaceInfo| json!({ "name": i.name, "mac": i.mac, "ipv4": i.ipv4, "mtu": i.mtu, "up": i.up });
+    let interface = |i: &ringlab_proto::agent::InterfaceInfo| json!({ "name": i.name, "mac": i.mac, "ipv4": i.ipv4, "mtu": i.mtu, "up": i.up, "carrier": i.carrier });
     let own = format!("{run_dir}/netns/{}", node.name);
     let netns = (node.kind == "linux" && std::path::Path::new(&own).exists()).then_some(own);
     json!({
@@ -94,7 +93,7 @@ fn host_stats(stats: &host::HostStats) -> Value {
     let vector = |v: &host::Vector| json!({ "name": v.name, "cpu": v.cpu, "counts": v.counts });
     let interface = |i: &host::InterfaceStats| {
         json!({
-            "name": i.name, "ifindex": i.ifindex, "up": i.up, "carrier": i.carrier, "mac": i.mac, "ipv4": i.ipv4, "mtu": i.mtu,
+            "name": i.name, "ifindex": i.ifindex, "up": i.up, "carrier": i.carrier, "operstate": i.operstate, "mac": i.mac, "ipv4": i.ipv4, "mtu": i.mtu,
             "counters": host_counters(&i.counters),
         })
     };
@@ -111,7 +110,10 @@ fn host_stats(stats: &host::HostStats) -> Value {
         })
     };
     let neighbour = |n: &host::NeighbourInfo| json!({ "ipv4": n.ipv4, "dev": n.dev, "mac": n.mac, "state": n.state });
-    let route = |r: &host::Route| json!({ "prefix": r.prefix, "via": r.via, "dev": r.dev, "metric": r.metric });
+    let route = |r: &host::Route| {
+        let flags = if r.linkdown { vec!["linkdown"] } else { Vec::new() };
+        json!({ "prefix": r.prefix, "via": r.via, "dev": r.dev, "metric": r.metric, "flags": flags })
+    };
     json!({
         "cpus": stats.cpus.iter().map(cpu).collect::<Vec<_>>(),
         "vectors": stats.vectors.iter().map(vector).collect::<Vec<_>>(),

@@ -2,13 +2,14 @@
 
 use crate::Kernel;
 use crate::cpu::account::CpuStat;
+use crate::dev::NetDevice;
 use crate::dev::net_device::{IfIndex, MacAddr};
 use crate::time::Instant;
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::net::Ipv4Addr;
-use ringlab_counters::{CopyCounters, DropCounters, MibCounters, NetdevCounters};
+use ringlab_counters::{CopyCounters, DropCounters, MibCounters, Netdev, NetdevCounters};
 
 /// An interrupt vector: a row of `/proc/interrupts`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,8 +31,10 @@ pub struct Interface {
     pub index: IfIndex,
     /// Administratively up.
     pub up: bool,
-    /// The cable's other end is there.
+    /// The cable's other end is there (`IFF_LOWER_UP`).
     pub carrier: bool,
+    /// "UP", "DOWN", "UNKNOWN" (`lo`).
+    pub operstate: &'static str,
     /// Address.
     pub mac: MacAddr,
     /// Addresses and prefix lengths.
@@ -66,6 +69,8 @@ pub struct RouteInfo {
     pub dev: String,
     /// Metric.
     pub metric: u32,
+    /// Its interface has no carrier (`RTNH_F_LINKDOWN`): it is used all the same.
+    pub linkdown: bool,
 }
 
 /// The snapshot. Tasks and sockets come from [`Kernel::tasks_info`] and [`Kernel::sockets_info`].
@@ -107,10 +112,11 @@ impl Kernel {
             index: d.index,
             up: d.up,
             carrier: d.carrier,
+            operstate: d.operstate().name(),
             mac: d.mac,
             ipv4: d.addrs.clone(),
             mtu: d.mtu,
-            counters: d.stats.clone(),
+            counters: device_counters(d),
         });
         let neighbours = self.neigh.iter().map(|n| Neighbour {
             addr: n.addr,
@@ -123,6 +129,7 @@ impl Kernel {
             via: (!e.via.is_unspecified()).then_some(e.via),
             dev: name(e.dev),
             metric: e.metric,
+            linkdown: self.is_linkdown(e),
         });
         Stats {
             now: self.now,
@@ -136,4 +143,13 @@ impl Kernel {
             routes: routes.collect(),
         }
     }
+}
+
+/// An interface's counters, those of its carrier among them.
+fn device_counters(device: &NetDevice) -> NetdevCounters {
+    let mut counters = device.stats.clone();
+    let (came, went) = device.carrier_changes;
+    counters.set(Netdev::CarrierUp, came.into());
+    counters.set(Netdev::CarrierDown, went.into());
+    counters
 }

@@ -75,6 +75,7 @@ points! {
     QdiscDequeue = "qdisc_dequeue", "T6", ["qlen"];
     NetTxAction = "net_tx_action", "T6", [];
     StartXmit = "net_dev_start_xmit", "T7", ["len", "queue", "gso_size"];
+    LinkwatchDoDev = "linkwatch_do_dev", "T6", ["dev", "carrier"];
     Doorbell = "virtqueue_notify", "T7", ["queue"];
     TxClean = "free_old_xmit", "T8", ["queue", "packets"];
     PrepareToWait = "prepare_to_wait", "W2", ["pid", "sock"];

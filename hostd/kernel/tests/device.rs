@@ -250,7 +250,7 @@ fn without_a_carrier_nothing_is_sent_and_neighbours_are_forgotten() {
     lab.inject(0, Dir::Backward, TO_HOST.echo(1, 1, b"x"));
     lab.run_for(Duration::from_millis(1));
     assert!(lab.received.is_empty());
-    assert!(lab.hosts[0].kernel.stats().drops.get(DropReason::DevReady) > 0);
+    assert!(lab.hosts[0].kernel.stats().drops.get(DropReason::QdiscDrop) > 0);
     let now = lab.now;
     lab.hosts[0].kernel.handle(now, Event::Carrier(IfIndex(2), true));
     lab.run_for(Duration::from_secs(1));
@@ -268,7 +268,7 @@ fn what_waits_to_be_sent_is_dropped_with_the_carrier() {
     lab.run_for(Duration::from_millis(1));
     let now = lab.now;
     lab.hosts[0].kernel.handle(now, Event::Carrier(IfIndex(2), false));
-    let dropped = lab.hosts[0].kernel.stats().drops.get(DropReason::DevReady);
+    let dropped = lab.hosts[0].kernel.stats().drops.get(DropReason::QueuePurge);
     assert!((42..=43).contains(&dropped), "{dropped} dropped, the others are on the ring");
     lab.hosts[0].ports[0].stall(false);
     lab.hosts[0].kernel.handle(now, Event::Carrier(IfIndex(2), true));

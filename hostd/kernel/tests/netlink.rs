@@ -6,6 +6,8 @@ mod netlink_support;
 use common::tasks::Prog;
 use common::{A, B, Lab};
 use netlink_support::*;
+use ringlab_kernel::Event;
+use ringlab_kernel::dev::net_device::IfIndex;
 use ringlab_kernel::errno::Errno;
 use ringlab_kernel::syscall::{Call, Control, EpollEvent, EpollOp, NetlinkAddr, OptVal, Ret};
 use ringlab_kernel::uaccess::Iov;
@@ -67,7 +69,8 @@ fn routes(lab: &mut Lab, nl: Nl, table: u32) -> Vec<String> {
             let dev = m.u32(RTMSG, 4).map_or(String::new(), |n| format!(" dev {n}"));
             let metric = m.u32(RTMSG, 6).map_or(String::new(), |n| format!(" metric {n}"));
             let kind = ["", "", "local ", "broadcast ", "", "", "blackhole ", "unreachable ", "prohibit "][usize::from(m.body[7])];
-            format!("{kind}{dst}{via}{dev}{src}{metric} proto {} scope {}", m.body[5], m.body[6])
+            let linkdown = if m.body[8] & 16 != 0 { " linkdown" } else { "" };
+            format!("{kind}{dst}{via}{dev}{src}{metric} proto {} scope {}{linkdown}", m.body[5], m.body[6])
         })
         .collect()
 }
@@ -167,6 +170,26 @@ fn link_that_is_down_has_no_routes_and_gets_its_own_back() {
     assert_eq!(nl.ack(&mut lab, NEWLINK, 0, &ifinfo(2, 1, 1), &[]), Ok(()));
     assert_eq!(routes(&mut lab, nl, 254), ["10.0.0.0/24 dev 2 src 10.0.0.1 proto 2 scope 253"], "the static one is gone for good");
     nl.prog.ok(&mut lab, Call::Connect(udp, Some(to)));
+}
+
+#[test]
+fn link_without_a_carrier_is_told_and_its_routes_are_marked() {
+    let (mut lab, nl) = setup(41);
+    let p = Prog::spawn(&mut lab, A, "monitor");
+    let mon = Nl { prog: p, fd: p.ok(&mut lab, Call::Socket(AF_NETLINK, RAW, ROUTE)) as i32 };
+    p.ok(&mut lab, Call::BindNetlink(mon.fd, NetlinkAddr { pid: 0, groups: 1 }));
+    let now = lab.now;
+    lab.hosts[A].kernel.handle(now, Event::Carrier(IfIndex(2), false));
+    let told = mon.drain(&mut lab);
+    assert_eq!(told.iter().map(|m| m.kind).collect::<Vec<_>>(), [NEWLINK]);
+    let flags = u32::from_ne_bytes(told[0].body[8..12].try_into().expect("four octets"));
+    assert_eq!((flags & 1, flags & 0x10040), (1, 0), "up, neither running nor lower up");
+    assert_eq!(told[0].attr(IFINFO, 16), Some(vec![2]), "operational state: down");
+    assert_eq!(routes(&mut lab, nl, 254), ["10.0.0.0/24 dev 2 src 10.0.0.1 proto 2 scope 253 linkdown"]);
+    let local = routes(&mut lab, nl, 255);
+    assert!(local.iter().all(|r| r.ends_with(" linkdown") == (r.starts_with("broadcast") && r.contains("dev 2"))), "{local:?}");
+    lab.hosts[A].kernel.handle(now, Event::Carrier(IfIndex(2), true));
+    assert_eq!(routes(&mut lab, nl, 254), ["10.0.0.0/24 dev 2 src 10.0.0.1 proto 2 scope 253"]);
 }
 
 #[test]

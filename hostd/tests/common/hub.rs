@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 
+const MTU: u16 = 1500;
 const TICK: Timespec = Timespec { tv_sec: 0, tv_nsec: 200_000 };
 
 /// What a port is told to do.
@@ -26,6 +27,8 @@ pub enum Order {
     Lie,
     /// Return a chain that was never given.
     ForgeId,
+    /// Take the link's carrier away, or give it back, and say so.
+    Link(bool),
 }
 
 /// A thread that is two devices.
@@ -101,11 +104,12 @@ struct Port {
     listener: Option<Listener>,
     connection: Option<Connection>,
     device: Device,
+    link_up: bool,
 }
 
 impl Port {
     fn new(path: PathBuf) -> Self {
-        Self { path, listener: None, connection: None, device: Device::default() }
+        Self { path, listener: None, connection: None, device: Device::default(), link_up: true }
     }
 
     fn listen(&mut self) {
@@ -118,6 +122,12 @@ impl Port {
             Order::Return => self.listen(),
             Order::Lie => self.device.lie = true,
             Order::ForgeId => self.device.forge = true,
+            Order::Link(up) => {
+                self.link_up = up;
+                if let Some(connection) = &mut self.connection {
+                    connection.set_config(MTU, up);
+                }
+            }
         }
     }
 
@@ -128,8 +138,9 @@ impl Port {
             | Features::HOST_TSO4
             | Features::GUEST_TSO4
             | Features::EVENT_IDX
+            | Features::STATUS
             | Features::INDIRECT_DESC;
-        let config = NetConfig { mac: [2, 0, 0, 0, 0, 9], mtu: 1500, queue_pairs: 1, features, link_up: true };
+        let config = NetConfig { mac: [2, 0, 0, 0, 0, 9], mtu: MTU, queue_pairs: 1, features, link_up: self.link_up };
         if self.connection.is_none()
             && let Some(listener) = &self.listener
         {

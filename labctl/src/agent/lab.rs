@@ -226,7 +226,7 @@ impl State {
     fn node_info(&self, plan: &NodePlan) -> NodeInfo {
         let node = self.nodes.get(&plan.name).cloned().unwrap_or_default();
         let pid = |daemon: &Option<Daemon>| daemon.as_ref().filter(|d| !d.process.has_ended()).map_or(0, |d| d.process.pid());
-        let carrier = |interface: &str| {
+        let up = |interface: &str| {
             let end = (plan.name.as_str(), interface);
             self.plan.links.iter().find(|link| link.ends.iter().any(|(n, i)| (n.as_str(), i.as_str()) == end)).is_some_and(|l| l.state.up)
         };
@@ -244,7 +244,9 @@ impl State {
                     mac: mac(&interface.mac),
                     ipv4: interface.ipv4.iter().map(ToString::to_string).collect(),
                     mtu: interface.mtu,
-                    up: carrier(&interface.name),
+                    up: up(&interface.name),
+                    // Only the NIC knows.
+                    carrier: false,
                 })
                 .collect(),
             cpu: plan.cpu,

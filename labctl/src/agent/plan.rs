@@ -302,7 +302,13 @@ fn host_config(topology: &Topology, node: &Node, routes: &[Route], places: Place
         .collect();
     let routes = routes
         .iter()
-        .map(|route| host::Route { prefix: route.to.to_string(), via: route.via.to_string(), dev: route.dev.clone(), metric: 0 })
+        .map(|route| host::Route {
+            prefix: route.to.to_string(),
+            via: route.via.to_string(),
+            dev: route.dev.clone(),
+            metric: 0,
+            linkdown: false,
+        })
         .collect();
     HostConfig {
         hostname: node.name.clone(),

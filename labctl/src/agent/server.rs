@@ -28,6 +28,8 @@ use tonic::{Request, Response, Status, Streaming};
 
 /// Octets of the largest request: a topology file, at most 4 MiB, and its path.
 const MAX_REQUEST: usize = 5 << 20;
+/// How long `inspect` waits for a NIC to tell its carrier.
+const INSPECT_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Serves until the agent is idle (`true`) or told to end (`false`).
 pub async fn serve(agent: Arc<Agent>, listener: UnixListener) -> anyhow::Result<bool> {
@@ -132,7 +134,23 @@ impl Service for Server {
 
     async fn inspect(&self, request: Request<InspectRequest>) -> Reply<InspectReply> {
         let _busy = self.agent.busy();
-        Ok(Response::new(self.agent.lab(&request.into_inner().lab)?.inspect()))
+        let lab = self.agent.lab(&request.into_inner().lab)?;
+        let mut reply = lab.inspect();
+        let mut tasks = JoinSet::new();
+        for (position, info) in reply.nodes.iter().enumerate() {
+            // It may have been taken out of the lab just now.
+            let Ok(node) = lab.node_plan(&info.name) else { continue };
+            let maker = self.maker(&lab);
+            tasks.spawn(async move { (position, nic_stats(&maker, &node, INSPECT_PATIENCE).await) });
+        }
+        for (position, stats) in tasks.join_all().await {
+            // A NIC that does not answer has no carrier to show.
+            let ports = stats.and_then(Result::ok).map(|stats| stats.ports).unwrap_or_default();
+            for interface in &mut reply.nodes[position].interfaces {
+                interface.carrier = ports.iter().any(|port| port.name == interface.name && port.link_up);
+            }
+        }
+        Ok(Response::new(reply))
     }
 
     async fn exec(&self, request: Request<Streaming<ExecInput>>) -> Reply<Self::ExecStream> {
@@ -251,14 +269,18 @@ async fn destroy(
     failed.map_or(Ok(changes), Err)
 }
 
+/// What a node's NIC counts; `None` if it has none that runs and answers.
+async fn nic_stats(maker: &Maker, node: &NodePlan, patience: Duration) -> Option<Result<nic::NicStats, Status>> {
+    let daemon = maker.running(node, Role::Nicd).ok().filter(|_| node.nic.is_some())?;
+    let mut client = NicClient::new(channel(&daemon.socket)).max_decoding_message_size(64 << 20);
+    let answer = tokio::time::timeout(patience, client.stats(nic::StatsRequest {})).await.ok()?;
+    Some(answer.map(Response::into_inner))
+}
+
 /// What a node's daemons count. One that is being started anew counts nothing.
 async fn stat(maker: &Maker, node: &NodePlan) -> Result<NodeStat, Failure> {
     let patience = Duration::from_secs(5);
-    let nic = async {
-        let daemon = maker.running(node, Role::Nicd).ok().filter(|_| node.nic.is_some())?;
-        let mut client = NicClient::new(channel(&daemon.socket)).max_decoding_message_size(64 << 20);
-        tokio::time::timeout(patience, client.stats(nic::StatsRequest {})).await.ok()
-    };
+    let nic = nic_stats(maker, node, patience);
     let host = async {
         let daemon = maker.running(node, Role::Hostd).ok().filter(|_| node.host.is_some())?;
         let mut client = HostClient::new(channel(&daemon.socket)).max_decoding_message_size(64 << 20);
@@ -266,7 +288,7 @@ async fn stat(maker: &Maker, node: &NodePlan) -> Result<NodeStat, Failure> {
     };
     let (nic, host) = tokio::join!(nic, host);
     let failed = |status: Status| Failure::Deploy(format!("{}: {}", node.name, status.message()));
-    let nic = nic.transpose().map_err(failed)?.map(Response::into_inner);
+    let nic = nic.transpose().map_err(failed)?;
     let host = host.transpose().map_err(failed)?.map(Response::into_inner);
     Ok(NodeStat { node: node.name.clone(), host, nic })
 }

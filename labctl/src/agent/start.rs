@@ -224,7 +224,9 @@ impl Maker {
             let daemon = self.running(node, Role::Hostd)?;
             let mut client = HostClient::new(channel(&daemon.socket)).max_decoding_message_size(64 << 20);
             let stats = daemon.answer(client.stats(StatsRequest {})).await?.into_inner();
-            waiting.extend(stats.interfaces.into_iter().filter(|interface| !interface.carrier).map(|interface| interface.name));
+            let down = |name: &str| node.nic.iter().flat_map(|(_, config)| &config.ports).any(|port| port.link_down && port.name == name);
+            let wanted = stats.interfaces.into_iter().filter(|interface| !interface.carrier && !down(&interface.name));
+            waiting.extend(wanted.map(|interface| interface.name));
         }
         Ok(waiting)
     }

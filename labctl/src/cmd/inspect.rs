@@ -58,7 +58,11 @@ fn rows(node: &NodeInfo) -> Vec<[String; 11]> {
             once(&node.name),
             once(&node.kind),
             once(&node.state),
-            text(|i| if i.up { i.name.clone() } else { format!("{} (down)", i.name) }),
+            text(|i| match (i.up, i.carrier) {
+                (false, _) => format!("{} (down)", i.name),
+                (true, false) => format!("{} (no carrier)", i.name),
+                (true, true) => i.name.clone(),
+            }),
             text(|i| if i.ipv4.is_empty() { "-".to_owned() } else { i.ipv4.join(" ") }),
             text(|i| i.mac.clone()),
             text(|i| i.mtu.to_string()),
@@ -78,11 +82,13 @@ mod tests {
 
     #[test]
     fn node_stands_once_before_its_interfaces() {
-        let interface = |name: &str| InterfaceInfo { name: name.into(), up: true, ..InterfaceInfo::default() };
+        let interface = |name: &str| InterfaceInfo { name: name.into(), up: true, carrier: true, ..InterfaceInfo::default() };
         let node = NodeInfo { name: "r1".into(), interfaces: vec![interface("eth0"), interface("eth1")], ..NodeInfo::default() };
         let rows = rows(&node);
         assert_eq!((rows[0][0].as_str(), rows[1][0].as_str()), ("r1", ""));
         assert_eq!((rows[0][3].as_str(), rows[1][3].as_str()), ("eth0", "eth1"));
+        let lost = NodeInfo { interfaces: vec![InterfaceInfo { carrier: false, ..interface("eth0") }], ..NodeInfo::default() };
+        assert_eq!(super::rows(&lost)[0][3], "eth0 (no carrier)");
         assert_eq!(super::rows(&NodeInfo::default()).len(), 1);
     }
 }

@@ -101,14 +101,15 @@ fn show(node: &NodeStat, all: bool) {
         section("drops", counters(&host.drops), all);
         section("snmp, netstat", counters(&host.mib), all);
         for interface in &host.interfaces {
-            section(&format!("device {}", interface.name), counters(&interface.counters), all);
+            let state = no_carrier(interface.carrier);
+            section(&format!("device {}{state}", interface.name), counters(&interface.counters), all);
         }
         show_sockets(host);
         show_tasks(host);
     }
     if let Some(nic) = &node.nic {
         for port in &nic.ports {
-            let state = if port.link_up { "" } else { " (down)" };
+            let state = no_carrier(port.link_up);
             section(&format!("nic {}{state}", port.name), port.counters.iter().map(|c| (c.name.clone(), c.value)).collect(), all);
         }
         if !nic.fdb.is_empty() {
@@ -121,6 +122,11 @@ fn show(node: &NodeStat, all: bool) {
             print_table(&rows);
         }
     }
+}
+
+/// For the title of an interface or port.
+fn no_carrier(carrier: bool) -> &'static str {
+    if carrier { "" } else { " (no carrier)" }
 }
 
 fn section(title: &str, counters: Vec<(String, u64)>, all: bool) {

@@ -51,6 +51,7 @@ counters! {
         RxMissed = "rx_missed_errors", RxOverErrors = "rx_over_errors", RxCrcErrors = "rx_crc_errors", RxFrameErrors = "rx_frame_errors",
         RxLengthErrors = "rx_length_errors", Multicast = "multicast", TxCarrierErrors = "tx_carrier_errors",
         QdiscDropped = "qdisc_dropped", QdiscRequeues = "qdisc_requeues", TxQueueStopped = "tx_queue_stopped",
+        CarrierUp = "carrier_up_count", CarrierDown = "carrier_down_count",
     }
 }
 
@@ -75,7 +76,7 @@ counters! {
         TcpClose = "TCP_CLOSE", TcpOldAck = "TCP_OLD_ACK", TcpTooOldAck = "TCP_TOO_OLD_ACK", TcpAckUnsentData = "TCP_ACK_UNSENT_DATA", TcpOfoQueuePrune = "TCP_OFO_QUEUE_PRUNE", TcpOfoDrop = "TCP_OFO_DROP", TcpFlags = "TCP_FLAGS",
         TcpAbortOnData = "TCP_ABORT_ON_DATA", TcpFastopen = "TCP_FASTOPEN", TcpListenOverflow = "TCP_LISTEN_OVERFLOW", TcpBadHeader = "TCP_BAD_HEADER",
         NeighCreateFail = "NEIGH_CREATEFAIL", NeighFailed = "NEIGH_FAILED", NeighQueueFull = "NEIGH_QUEUEFULL", NeighDead = "NEIGH_DEAD",
-        QdiscDrop = "QDISC_DROP", CpuBacklog = "CPU_BACKLOG", UnhandledProto = "UNHANDLED_PROTO", HdrTrunc = "HDR_TRUNC", NoMem = "NOMEM",
+        QdiscDrop = "QDISC_DROP", QueuePurge = "QUEUE_PURGE", CpuBacklog = "CPU_BACKLOG", UnhandledProto = "UNHANDLED_PROTO", HdrTrunc = "HDR_TRUNC", NoMem = "NOMEM",
         FragReasmTimeout = "FRAG_REASM_TIMEOUT", FragTooFar = "FRAG_TOO_FAR", FragOverlap = "DUP_FRAG", FragTooBig = "PKT_TOO_BIG", DevReady = "DEV_READY", DevHdr = "DEV_HDR",
         IcmpParam = "ICMP_PARAM", IcmpBadHeader = "ICMP_BAD_HEADER", ArpBadHeader = "ARP_BAD_HEADER", EtherBadHeader = "ETHER_BAD_HEADER", UdpBadHeader = "UDP_BAD_HEADER", ArpIgnored = "ARP_IGNORED", GsoBad = "GSO_BAD",
     }

@@ -5,6 +5,7 @@
 //! queue, puts the frame into its qdisc (`qdisc/`) and hands the driver as much as
 //! it takes, after `gso.rs` has done in software what the device cannot do. A
 //! full ring stops the queue; the NAPI poll that reaps completions wakes it.
+//! `link_watch.rs` follows the carrier.
 //!
 //! A queue pair is one unit: one vector, one NAPI instance, one TX queue with a
 //! qdisc of its own (Linux: `mq` with `pfifo_fast` below). Doorbells are rung
@@ -12,6 +13,7 @@
 mod config;
 mod gro;
 mod gso;
+mod link_watch;
 mod loopback;
 mod napi;
 pub mod net_device;
@@ -30,9 +32,8 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::net::Ipv4Addr;
 use gro::GroList;
-use net_device::{DeviceConfig, Features, IfIndex, MacAddr, NetDriver, Stats, TxIrq};
+use net_device::{DeviceConfig, Features, IfIndex, MacAddr, NetDriver, OperState, Stats, TxIrq};
 use qdisc::pfifo_fast::PfifoFast;
-use ringlab_counters::DropReason;
 
 /// Frames a NAPI poll may take (Linux `NAPI_POLL_WEIGHT`).
 pub(crate) const NAPI_POLL_WEIGHT: u32 = 64;
@@ -104,6 +105,16 @@ impl NetDevice {
     /// `IFF_LOOPBACK`.
     pub(crate) fn is_loopback(&self) -> bool {
         self.driver.is_none()
+    }
+
+    /// Operational state (Linux `rfc2863_policy`).
+    pub(crate) fn operstate(&self) -> OperState {
+        match (self.is_loopback(), self.up && self.carrier) {
+            // Nothing watches it.
+            (true, true) => OperState::Unknown,
+            (_, false) => OperState::Down,
+            (false, true) => OperState::Up,
+        }
     }
 }
 
@@ -229,42 +240,6 @@ impl Kernel {
         let ifa = self.inet_ifa(dev, addr, prefix);
         // An address given twice is there once.
         let _ = self.inet_insert_ifa(ifa);
-    }
-
-    /// The carrier came or went (Linux `netif_carrier_on`, `netif_carrier_off`).
-    pub(crate) fn netif_carrier(&mut self, dev: IfIndex, on: bool) {
-        let Some(device) = self.devs.get_mut(dev) else { return };
-        if core::mem::replace(&mut device.carrier, on) == on {
-            return;
-        }
-        let (came, went) = &mut device.carrier_changes;
-        *if on { came } else { went } += 1;
-        self.rtnl_link(dev.0);
-        let Some(device) = self.devs.get_mut(dev) else { return };
-        if !on {
-            self.neigh_carrier_down(dev);
-            return self.dev_deactivate(dev);
-        }
-        // The device may have been reset: its queues have room again, and offers may have changed.
-        if let Some(driver) = &device.driver {
-            device.features = driver.features();
-        }
-        for queue in 0..device.queues.len() as u16 {
-            self.netif_wake_queue(dev, queue);
-            self.napi_schedule(dev, queue);
-        }
-    }
-
-    /// Drops what waits to be sent: the link is gone (Linux `dev_deactivate`).
-    pub(crate) fn dev_deactivate(&mut self, dev: IfIndex) {
-        let queues = self.devs.get(dev).map_or(0, |d| d.queues.len() as u16);
-        for queue in 0..queues {
-            while let Some(q) = self.devs.queue_mut(dev, queue)
-                && let Some(skb) = q.requeued.pop_front().or_else(|| q.qdisc.dequeue())
-            {
-                self.kfree_skb(skb, DropReason::DevReady);
-            }
-        }
     }
 
     /// True if frames to `addr` stay on this host.

@@ -109,5 +109,27 @@ pub struct DeviceConfig {
     pub driver: Box<dyn NetDriver>,
 }
 
+/// Operational state of an interface (RFC 2863, Linux `IF_OPER_*`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OperState {
+    /// Nobody watches it.
+    Unknown = 0,
+    /// It cannot carry frames.
+    Down = 2,
+    /// It can.
+    Up = 6,
+}
+
+impl OperState {
+    /// As `ip link` prints it.
+    pub fn name(self) -> &'static str {
+        match self {
+            OperState::Unknown => "UNKNOWN",
+            OperState::Down => "DOWN",
+            OperState::Up => "UP",
+        }
+    }
+}
+
 /// An interface's counters, for `ip -s link`.
 pub type Stats = NetdevCounters;

@@ -16,6 +16,7 @@ const QUOTA: u32 = 64;
 
 impl Kernel {
     /// Hands a complete frame to its device's qdisc and sends what the driver takes (Linux `dev_queue_xmit`).
+    /// A frame dropped for want of a carrier counts as sent.
     ///
     /// # Errors
     /// `ENOBUFS` if the qdisc is full, `ENETDOWN` if the device is not there.
@@ -36,10 +37,13 @@ impl Kernel {
             return Ok(());
         }
         if !carrier {
-            // Linux: `noop_qdisc` while there is no carrier.
-            self.count_tx_drop(dev, Netdev::TxCarrierErrors);
-            self.kfree_skb(skb, DropReason::DevReady);
-            return Err(Errno::ENOBUFS);
+            // Linux: `noop_qdisc` while there is no carrier, whose verdict (`NET_XMIT_CN`) callers take for sent.
+            // Deviation: TCP does not enter CWR for it; it finds the loss by its timer.
+            if let Some(device) = self.devs.get_mut(dev) {
+                device.stats.inc(Netdev::TxDropped);
+            }
+            self.kfree_skb(skb, DropReason::QdiscDrop);
+            return Ok(());
         }
         self.qdisc_enqueue(dev, queue, skb)?;
         self.qdisc_run(dev, queue);

@@ -508,6 +508,11 @@ impl Kernel {
         self.fib.generation
     }
 
+    /// Cached routes are looked up afresh (Linux `rt_cache_flush`).
+    pub(crate) fn rt_cache_flush(&mut self) {
+        self.fib.generation += 1;
+    }
+
     /// What an address is to this host (Linux `inet_addr_type`).
     pub(crate) fn inet_addr_type(&self, addr: Ipv4Addr) -> RouteKind {
         if addr.is_broadcast() || addr.octets()[0] == 0 {

@@ -98,15 +98,6 @@ impl NetDevice {
         }
     }
 
-    /// RFC 2863: unknown, down, up.
-    fn operstate(&self) -> u8 {
-        match (self.is_loopback(), self.up && self.carrier) {
-            (true, true) => 0,
-            (_, false) => 2,
-            (false, true) => 6,
-        }
-    }
-
     /// `struct rtnl_link_stats64`.
     fn stats64(&self) -> [u64; 25] {
         let n = |c| self.stats.get(c);
@@ -242,7 +233,7 @@ impl Kernel {
         let (came, went) = d.carrier_changes;
         let broadcast = if d.is_loopback() { [0; 6] } else { [0xff; 6] };
         m.text(ifla::IFNAME, &d.name).u32(ifla::TXQLEN, d.tx_queue_len);
-        m.u8(ifla::OPERSTATE, d.operstate()).u8(ifla::LINKMODE, 0);
+        m.u8(ifla::OPERSTATE, d.operstate() as u8).u8(ifla::LINKMODE, 0);
         m.u32(ifla::MTU, d.mtu).u32(ifla::MIN_MTU, least).u32(ifla::MAX_MTU, most);
         m.u32(ifla::GROUP, 0).u32(ifla::PROMISCUITY, 0).u32(ifla::ALLMULTI, 0);
         m.u32(ifla::NUM_TX_QUEUES, queues).u32(ifla::GSO_MAX_SEGS, GSO_MAX_SEGS).u32(ifla::GSO_MAX_SIZE, GSO_MAX_SIZE);

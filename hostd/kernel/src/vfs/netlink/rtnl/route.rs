@@ -26,6 +26,8 @@ const RTCF_BROADCAST: u32 = 0x1000_0000;
 const RTCF_MULTICAST: u32 = 0x2000_0000;
 /// `RTNH_F_ONLINK`.
 const ONLINK: u32 = 4;
+/// `RTNH_F_LINKDOWN`.
+const LINKDOWN: u32 = 16;
 /// `RTAX_MTU`.
 const RTAX_MTU: u16 = 2;
 
@@ -117,7 +119,7 @@ impl Kernel {
         let flags = flag::MULTI | if want == (0, 0, 0, 0) { 0 } else { flag::DUMP_FILTERED };
         let one = |(local, e): (bool, &Entry)| {
             let mut m = req.reply(rtm::NEWROUTE, flags);
-            fill(&mut m, local, e);
+            fill(&mut m, local, e, self.is_linkdown(e));
             m.finish()
         };
         Ok(Answer::Dump(all.filter(|r| matches(r.0, r.1)).map(one).collect()))
@@ -145,7 +147,7 @@ impl Kernel {
         if msg.flags & F_FIB_MATCH != 0 {
             let (local, entry) = found.ok_or(Errno::EHOSTUNREACH)?;
             let mut m = req.reply(rtm::NEWROUTE, 0);
-            fill(&mut m, local, &entry);
+            fill(&mut m, local, &entry, self.is_linkdown(&entry));
             return Ok(Answer::One(m.finish()));
         }
         let lookup = msg.flags & F_LOOKUP_TABLE != 0;
@@ -331,9 +333,10 @@ fn kind_of(e: &Entry) -> u8 {
 }
 
 /// `struct rtmsg` and its attributes (Linux `fib_dump_info`).
-pub(super) fn fill(m: &mut Message, local: bool, e: &Entry) {
+pub(super) fn fill(m: &mut Message, local: bool, e: &Entry, linkdown: bool) {
+    let flags = if linkdown { LINKDOWN } else { 0 };
     let table = if local { TABLE_LOCAL } else { TABLE_MAIN };
-    m.bytes(&[AF_INET, e.len, 0, 0, table as u8, e.proto, e.scope, kind_of(e)]).bytes(&0u32.to_ne_bytes());
+    m.bytes(&[AF_INET, e.len, 0, 0, table as u8, e.proto, e.scope, kind_of(e)]).bytes(&flags.to_ne_bytes());
     m.u32(rta::TABLE, table);
     if e.len != 0 {
         m.addr(rta::DST, Ipv4Addr::from_bits(e.net));
