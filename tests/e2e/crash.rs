@@ -1,40 +1,39 @@
 //! Daemons die by SIGKILL; the lab goes on, or goes away completely.
 
-use crate::{TWO_HOSTS, eventually, expect_clean, expect_released, in_site};
+use crate::{TWO_HOSTS, Transfer, eventually, expect_clean, expect_released, frames, in_site, with_stream_server};
 use ringlab_tests::lab::{Lab, Site};
 use ringlab_tests::leftovers::{Held, Snapshot};
 use rustix::process::{Pid, Signal, kill_process};
 use std::process::Stdio;
 
-fn kill(pid: i32) {
+pub(crate) fn kill(pid: i32) {
     kill_process(Pid::from_raw(pid).expect("a process number"), Signal::KILL).expect("it runs");
 }
 
-fn fetches(lab: &Lab<'_>) -> bool {
+pub(crate) fn fetches(lab: &Lab<'_>) -> bool {
     let out = lab.builtin("a", "fetch", &["-f", "http://b/"]).output().expect("starts");
     out.status.success() && out.stdout == b"hello"
+}
+
+/// Kills a node's nicd once octets of a transfer from `a` to `b` are seen at `seen`; it is started anew, and none is lost.
+fn nicd_dies_under_a_transfer(lab: &Lab<'_>, node: &str, seen: &str) {
+    let transfer = Transfer::start(lab, seen);
+    let old = lab.pid(node, "nicd");
+    kill(old);
+    eventually("nicd runs again", 5, || {
+        let pid = lab.node(node)["nicd_pid"].as_i64().unwrap_or(0);
+        pid > 1 && pid != i64::from(old)
+    });
+    transfer.expect_verified();
+    assert!(fetches(lab));
+    assert_eq!(lab.node(node)["restarts"], 1);
 }
 
 #[test]
 fn killed_nicd_is_restarted_and_connections_survive() {
     in_site(|site| {
-        let yaml = TWO_HOSTS.replace("- {builtin: httpd", "- {builtin: stream, args: [-s], ready: {tcp: 5201}}\n      - {builtin: httpd");
-        let lab = site.deploy(&yaml);
-        let transfer = lab.spawn(lab.builtin("a", "stream", &["-c", "b", "-t", "4", "--verify", "--json"]));
-        eventually("octets flow", 5, || frames(&lab, "b") > 100);
-        let old = lab.pid("a", "nicd");
-        kill(old);
-        eventually("nicd runs again", 5, || {
-            let pid = lab.node("a")["nicd_pid"].as_i64().unwrap_or(0);
-            pid > 1 && pid != i64::from(old)
-        });
-        let out = transfer.wait_with_output().expect("it ends");
-        let text = String::from_utf8_lossy(&out.stdout).into_owned();
-        assert!(out.status.success(), "{text}\n{}\n{}", String::from_utf8_lossy(&out.stderr), site.logs());
-        let json: serde_json::Value = serde_json::from_str(&text).expect("JSON");
-        assert_eq!(json["verified"], true, "{json}");
-        assert!(fetches(&lab));
-        assert_eq!(lab.node("a")["restarts"], 1);
+        let lab = site.deploy(&with_stream_server(TWO_HOSTS));
+        nicd_dies_under_a_transfer(&lab, "a", "b");
     });
 }
 
@@ -130,32 +129,11 @@ fn killed_switch_comes_back_under_a_connection() {
     in_site(|site| {
         let lab = site.deploy(SWITCHED);
         let others = || [("a", "nicd"), ("a", "hostd"), ("b", "nicd"), ("b", "hostd")].map(|(node, daemon)| lab.pid(node, daemon));
-        let (before, old) = (others(), lab.pid("sw", "nicd"));
-        let transfer = lab.spawn(lab.builtin("a", "stream", &["-c", "b", "-t", "4", "--verify", "--json"]));
-        eventually("octets pass through the switch", 5, || frames(&lab, "sw") > 100);
-        kill(old);
-        eventually("the switch runs again", 5, || {
-            let pid = lab.node("sw")["nicd_pid"].as_i64().unwrap_or(0);
-            pid > 1 && pid != i64::from(old)
-        });
-        let out = transfer.wait_with_output().expect("it ends");
-        let text = String::from_utf8_lossy(&out.stdout).into_owned();
-        assert!(out.status.success(), "{text}\n{}\n{}", String::from_utf8_lossy(&out.stderr), site.logs());
-        let json: serde_json::Value = serde_json::from_str(&text).expect("JSON");
-        assert_eq!(json["verified"], true, "{json}");
+        let before = others();
+        nicd_dies_under_a_transfer(&lab, "sw", "sw");
         assert!(frames(&lab, "sw") > 100, "the new switch carried the rest");
-        assert!(fetches(&lab));
-        assert_eq!(lab.node("sw")["restarts"], 1);
         assert_eq!(others(), before, "the others did not notice");
     });
-}
-
-/// Frames that a node's ports have received.
-fn frames(lab: &Lab<'_>, node: &str) -> u64 {
-    let stat = lab.site.json(&["stat", "-l", &lab.name, node]);
-    let ports = stat["nodes"][0]["nic"]["ports"].as_array().cloned().unwrap_or_default();
-    let counters = ports.iter().flat_map(|p| p["counters"].as_array().cloned().unwrap_or_default());
-    counters.filter(|c| c["name"] == "rx_packets").filter_map(|c| c["value"].as_u64()).sum()
 }
 
 #[test]

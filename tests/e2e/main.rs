@@ -3,6 +3,7 @@
 //! Each test has a state directory of its own, hence an agent of its own, and
 //! ends by looking for what its lab may have left behind.
 
+mod carrier;
 mod crash;
 mod guest;
 mod lifecycle;
@@ -11,9 +12,10 @@ mod refusal;
 mod transfer;
 mod verbs;
 
-use ringlab_tests::lab::Site;
+use ringlab_tests::lab::{Lab, Site};
 use ringlab_tests::leftovers::{Held, Snapshot};
 use std::path::Path;
+use std::process::Child;
 use std::time::{Duration, Instant};
 
 /// Two emulated hosts on a cable; `b` listens.
@@ -72,4 +74,47 @@ fn eventually(what: &str, seconds: u64, mut condition: impl FnMut() -> bool) {
         assert!(Instant::now() < deadline, "not within {seconds} s: {what}");
         std::thread::sleep(Duration::from_millis(10));
     }
+}
+
+/// The topology with a `stream` server on `b`, besides what runs there.
+fn with_stream_server(yaml: &str) -> String {
+    yaml.replace("- {builtin: httpd", "- {builtin: stream, args: [-s], ready: {tcp: 5201}}\n      - {builtin: httpd")
+}
+
+/// A TCP transfer of some seconds from `a` to the `stream` server of `b`, whose octets are compared.
+struct Transfer<'a> {
+    lab: &'a Lab<'a>,
+    client: Child,
+}
+
+impl<'a> Transfer<'a> {
+    /// Starts it, and waits until frames of it have come to node `seen`.
+    fn start(lab: &'a Lab<'a>, seen: &str) -> Self {
+        let client = lab.spawn(lab.builtin("a", "stream", &["-c", "b", "-t", "4", "--verify", "--json"]));
+        let before = frames(lab, seen);
+        eventually("octets flow", 5, || frames(lab, seen) > before + 100);
+        Self { lab, client }
+    }
+
+    /// It ends, and every octet is there.
+    fn expect_verified(self) {
+        let out = self.client.wait_with_output().expect("it ends");
+        let text = String::from_utf8_lossy(&out.stdout).into_owned();
+        assert!(out.status.success(), "{text}\n{}\n{}", String::from_utf8_lossy(&out.stderr), self.lab.site.logs());
+        let json: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+        assert_eq!(json["verified"], true, "{json}");
+    }
+}
+
+/// Frames that a node's ports have received.
+fn frames(lab: &Lab<'_>, node: &str) -> u64 {
+    let stat = lab.site.json(&["stat", "-l", &lab.name, node]);
+    let ports = stat["nodes"][0]["nic"]["ports"].as_array().cloned().unwrap_or_default();
+    ports.iter().map(|port| counter(&port["counters"], "rx_packets")).sum()
+}
+
+/// A counter of a list of them; 0 if it is not there.
+fn counter(list: &serde_json::Value, name: &str) -> u64 {
+    let found = list.as_array().and_then(|all| all.iter().find(|c| c["name"] == name));
+    found.and_then(|c| c["value"].as_u64()).unwrap_or(0)
 }
