@@ -196,7 +196,7 @@ impl Lower {
     }
 
     fn run(&mut self, raw: &Spanned<raw::Run>) -> Option<Run> {
-        let (builtin, argv) = self.program(raw.referenced, raw.value.builtin.as_ref(), &raw.value.args, &raw.value.cmd, "cmd")?;
+        let (builtin, argv) = self.program(raw.referenced, raw.value.builtin.as_deref(), &raw.value.args, &raw.value.cmd, "cmd")?;
         let env = raw.value.env.0.iter().map(|(k, v)| (k.value.clone(), v.0.clone())).collect();
         Some(Run { builtin, argv, env, ready_tcp: raw.value.ready.as_ref().map(|r| r.tcp) })
     }
@@ -244,7 +244,7 @@ impl Lower {
         Some(RouteSpec { to: to?, via: via? })
     }
 
-    fn links(&mut self, raw: &[raw::Spanned2<raw::Link>], nodes: &mut [Node]) -> (Vec<Link>, Vec<[End; 2]>) {
+    fn links(&mut self, raw: &[raw::Placed<raw::Link>], nodes: &mut [Node]) -> (Vec<Link>, Vec<[End; 2]>) {
         let by_name: HashMap<String, usize> = nodes.iter().enumerate().map(|(i, n)| (n.name.clone(), i)).collect();
         let mut used: HashMap<(usize, String), Location> = HashMap::new();
         let (mut links, mut ends) = (Vec::new(), Vec::new());
@@ -268,7 +268,7 @@ impl Lower {
                 pair.push(End { node: *node, interface, place: *place, given: given[i].clone() });
             }
             let base =
-                self.impairment(link.value.delay.as_ref(), link.value.rate.as_ref(), link.value.loss.as_ref(), Impairment::default());
+                self.impairment(link.value.delay.as_deref(), link.value.rate.as_deref(), link.value.loss.as_deref(), Impairment::default());
             let forward = self.direction(link.value.forward.as_ref(), base);
             let backward = self.direction(link.value.backward.as_ref(), base);
             let name = |end: &(usize, String, Location)| (nodes[end.0].name.clone(), end.1.clone());
@@ -382,7 +382,7 @@ impl Lower {
     }
 
     fn direction(&mut self, raw: Option<&raw::Direction>, base: Impairment) -> Impairment {
-        raw.map_or(base, |d| self.impairment(d.delay.as_ref(), d.rate.as_ref(), d.loss.as_ref(), base))
+        raw.map_or(base, |d| self.impairment(d.delay.as_deref(), d.rate.as_deref(), d.loss.as_deref(), base))
     }
 
     fn impairment(
@@ -415,7 +415,7 @@ impl Lower {
             ),
             Some(_) => {}
         }
-        let (builtin, argv) = self.program(raw.referenced, c.builtin.as_ref(), &c.args, &c.run, "run").unwrap_or_default();
+        let (builtin, argv) = self.program(raw.referenced, c.builtin.as_deref(), &c.args, &c.run, "run").unwrap_or_default();
         Check {
             on: c.on.value.clone(),
             run: Run { builtin, argv, env: BTreeMap::new(), ready_tcp: None },

@@ -1,19 +1,20 @@
 //! The file as written: serde types with spans. Units are still text, names are
 //! not resolved. The JSON Schema is derived from these types, so it cannot differ.
 
-use schemars::JsonSchema;
+use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_saphyr::Spanned;
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::marker::PhantomData;
+use std::ops::Deref;
 
 /// A topology file.
 #[derive(Debug, serde::Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct File {
     /// Name of the lab: small letters, digits, `-` and `_`.
-    #[schemars(with = "String")]
-    pub name: Spanned<String>,
+    pub name: Placed<String>,
     /// Every random choice in the lab derives from it. Default 0.
     pub seed: Option<u64>,
     /// Where processes run: auto, pack or spread.
@@ -21,14 +22,13 @@ pub struct File {
     /// Whether daemons spin before they sleep: adaptive or never.
     pub poll: Option<Poll>,
     /// The nodes by name.
-    #[schemars(with = "BTreeMap<String, Option<Node>>")]
-    pub nodes: Spanned<OrderedMap<Option<Node>>>,
+    pub nodes: Placed<OrderedMap<Option<Node>>>,
     /// The links.
     #[serde(default)]
-    pub links: Vec<Spanned2<Link>>,
+    pub links: Vec<Placed<Link>>,
     /// What must hold once the lab is up.
     #[serde(default)]
-    pub checks: Vec<Spanned2<Check>>,
+    pub checks: Vec<Placed<Check>>,
 }
 
 /// Where processes run.
@@ -72,33 +72,26 @@ pub enum Kind {
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Node {
     /// host (the default), router, switch or linux.
-    #[schemars(with = "Option<Kind>")]
-    pub kind: Option<Spanned<Kind>>,
+    pub kind: Option<Placed<Kind>>,
     /// Kind linux: path of an existing network namespace to use.
-    #[schemars(with = "Option<String>")]
-    pub netns: Option<Spanned<String>>,
+    pub netns: Option<Placed<String>>,
     /// Modelled CPUs, 1 to 64.
-    #[schemars(with = "Option<u16>")]
-    pub cpus: Option<Spanned<u16>>,
+    pub cpus: Option<Placed<u16>>,
     /// Programs to start when the lab comes up.
     #[serde(default)]
-    pub run: Vec<Spanned2<Run>>,
+    pub run: Vec<Placed<Run>>,
     /// Sysctls by name.
     #[serde(default)]
-    #[schemars(with = "BTreeMap<String, String>")]
     pub sysctls: OrderedMap<Scalar>,
     /// Its interfaces' hardware.
-    #[schemars(with = "Option<Nic>")]
-    pub nic: Option<Spanned<Nic>>,
+    pub nic: Option<Placed<Nic>>,
     /// Static routes.
     #[serde(default)]
     pub routes: Vec<Route>,
     /// Choices between behaviours of Linux versions.
-    #[schemars(with = "Option<KernelChoices>")]
-    pub kernel: Option<Spanned<KernelChoices>>,
+    pub kernel: Option<Placed<KernelChoices>>,
     /// Switch: how long a learned address is kept ("300s").
-    #[schemars(with = "Option<String>")]
-    pub ageing: Option<Spanned<Scalar>>,
+    pub ageing: Option<Placed<Scalar>>,
 }
 
 /// Choices between behaviours of Linux versions.
@@ -115,19 +108,15 @@ pub struct KernelChoices {
 #[serde(deny_unknown_fields)]
 pub struct Run {
     /// Name of a built-in program.
-    #[schemars(with = "Option<String>")]
-    pub builtin: Option<Spanned<String>>,
+    pub builtin: Option<Placed<String>>,
     /// Arguments of the built-in program.
     #[serde(default)]
-    #[schemars(with = "Vec<String>")]
     pub args: Vec<Scalar>,
     /// A real program and its arguments.
     #[serde(default)]
-    #[schemars(with = "Vec<String>")]
     pub cmd: Vec<Scalar>,
     /// Environment.
     #[serde(default)]
-    #[schemars(with = "BTreeMap<String, String>")]
     pub env: OrderedMap<Scalar>,
     /// When the program counts as started.
     pub ready: Option<Ready>,
@@ -146,22 +135,18 @@ pub struct Ready {
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Nic {
     /// Queue pairs, 1 to 8.
-    #[schemars(with = "Option<u16>")]
-    pub queues: Option<Spanned<u16>>,
+    pub queues: Option<Placed<u16>>,
     /// RX descriptors: a power of two, 64 to 4096.
-    #[schemars(with = "Option<u16>")]
-    pub rx_ring: Option<Spanned<u16>>,
+    pub rx_ring: Option<Placed<u16>>,
     /// TX descriptors: a power of two, 64 to 4096.
-    #[schemars(with = "Option<u16>")]
-    pub tx_ring: Option<Spanned<u16>>,
+    pub tx_ring: Option<Placed<u16>>,
     /// Microseconds by which an RX interrupt may be late.
     pub rx_usecs: Option<u32>,
     /// Frames after which it comes at once.
     pub rx_frames: Option<u32>,
     /// CPU of each queue's interrupt vector.
     #[serde(default)]
-    #[schemars(with = "Vec<u16>")]
-    pub irq_affinity: Vec<Spanned<u16>>,
+    pub irq_affinity: Vec<Placed<u16>>,
     /// Packets that the qdisc holds.
     pub txqueuelen: Option<u32>,
 }
@@ -171,11 +156,9 @@ pub struct Nic {
 #[serde(deny_unknown_fields)]
 pub struct Route {
     /// Destination: "10.1.0.0/16", or "default".
-    #[schemars(with = "String")]
-    pub to: Spanned<String>,
+    pub to: Placed<String>,
     /// Gateway.
-    #[schemars(with = "String")]
-    pub via: Spanned<String>,
+    pub via: Placed<String>,
 }
 
 /// What carries a link.
@@ -199,19 +182,15 @@ pub struct Link {
     #[schemars(with = "Option<[Option<String>; 2]>")]
     pub ipv4: Option<Spanned<Vec<Option<Spanned<String>>>>>,
     /// Octets of layer-3 payload, 68 to 65521. Default 1500.
-    #[schemars(with = "Option<u32>")]
-    pub mtu: Option<Spanned<u32>>,
+    pub mtu: Option<Placed<u32>>,
     /// cable (the default) or tap.
     pub medium: Option<Medium>,
     /// One-way delay of both directions: "20ms".
-    #[schemars(with = "Option<String>")]
-    pub delay: Option<Spanned<Scalar>>,
+    pub delay: Option<Placed<Scalar>>,
     /// Rate of both directions: "100mbit".
-    #[schemars(with = "Option<String>")]
-    pub rate: Option<Spanned<Scalar>>,
+    pub rate: Option<Placed<Scalar>>,
     /// Loss of both directions: "0.5%".
-    #[schemars(with = "Option<String>")]
-    pub loss: Option<Spanned<Scalar>>,
+    pub loss: Option<Placed<Scalar>>,
     /// From the first end to the second: overrides.
     pub forward: Option<Direction>,
     /// From the second end to the first: overrides.
@@ -223,14 +202,11 @@ pub struct Link {
 #[serde(deny_unknown_fields)]
 pub struct Direction {
     /// One-way delay: "20ms".
-    #[schemars(with = "Option<String>")]
-    pub delay: Option<Spanned<Scalar>>,
+    pub delay: Option<Placed<Scalar>>,
     /// Rate: "100mbit".
-    #[schemars(with = "Option<String>")]
-    pub rate: Option<Spanned<Scalar>>,
+    pub rate: Option<Placed<Scalar>>,
     /// Loss: "0.5%".
-    #[schemars(with = "Option<String>")]
-    pub loss: Option<Spanned<Scalar>>,
+    pub loss: Option<Placed<Scalar>>,
 }
 
 /// A check.
@@ -238,18 +214,14 @@ pub struct Direction {
 #[serde(deny_unknown_fields)]
 pub struct Check {
     /// Node on which the program runs.
-    #[schemars(with = "String")]
-    pub on: Spanned<String>,
+    pub on: Placed<String>,
     /// A real program and its arguments.
     #[serde(default)]
-    #[schemars(with = "Vec<String>")]
     pub run: Vec<Scalar>,
     /// Name of a built-in program.
-    #[schemars(with = "Option<String>")]
-    pub builtin: Option<Spanned<String>>,
+    pub builtin: Option<Placed<String>>,
     /// Arguments of the built-in program.
     #[serde(default)]
-    #[schemars(with = "Vec<String>")]
     pub args: Vec<Scalar>,
     /// What is expected of it. Default: exit status 0.
     pub expect: Option<Expect>,
@@ -264,7 +236,7 @@ pub struct Expect {
     pub exit: i32,
 }
 
-/// A scalar's text: `80`, `true` and `20ms` alike.
+/// A scalar's text: `80`, `true` and `20ms` alike. Described in the schema as a string.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Scalar(pub String);
 
@@ -276,22 +248,44 @@ impl<'de> Deserialize<'de> for Scalar {
 
 /// A value with its place, described in the schema as the value.
 #[derive(Debug)]
-pub struct Spanned2<T>(pub Spanned<T>);
+pub struct Placed<T>(pub Spanned<T>);
 
-impl<'de, T: Deserialize<'de>> Deserialize<'de> for Spanned2<T> {
+impl<T> Deref for Placed<T> {
+    type Target = Spanned<T>;
+    fn deref(&self) -> &Spanned<T> {
+        &self.0
+    }
+}
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Placed<T> {
     fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-        Spanned::deserialize(d).map(Spanned2)
+        Spanned::deserialize(d).map(Placed)
     }
 }
 
-impl<T: JsonSchema> JsonSchema for Spanned2<T> {
-    fn schema_name() -> std::borrow::Cow<'static, str> {
-        T::schema_name()
-    }
-    fn json_schema(generator: &mut schemars::SchemaGenerator) -> schemars::Schema {
-        T::json_schema(generator)
-    }
+/// Gives a type the schema of another.
+macro_rules! described_as {
+    ($type:ty, $as:ty $(, $param:ident)?) => {
+        impl$(<$param: JsonSchema>)? JsonSchema for $type {
+            fn inline_schema() -> bool {
+                <$as>::inline_schema()
+            }
+            fn schema_name() -> Cow<'static, str> {
+                <$as>::schema_name()
+            }
+            fn schema_id() -> Cow<'static, str> {
+                <$as>::schema_id()
+            }
+            fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+                <$as>::json_schema(generator)
+            }
+        }
+    };
 }
+
+described_as!(Scalar, String);
+described_as!(Placed<T>, T, T);
+described_as!(OrderedMap<V>, BTreeMap<String, V>, V);
 
 /// A mapping in the file's order, with the places of its keys.
 #[derive(Debug)]
