@@ -7,14 +7,17 @@
 #   curl          curl: a real Linux peer fetches a page from an emulated host
 #   iperf3        iperf3: the reference of the throughput figures, over veth
 #   python3       a real client with a thousand sockets, a real HTTP server
+#   wget nginx-light redis-server redis-tools netcat-openbsd socat
+#                 programs that run unmodified on emulated hosts
 #   cargo-nextest runs the tests, each in a process of its own
 #
 # `setup.sh demo` installs what the demo needs: the first three.
 set -euo pipefail
 
-declare -A package=([ip]=iproute2 [ping]=iputils-ping [curl]=curl [iperf3]=iperf3 [python3]=python3)
+declare -A package=([ip]=iproute2 [ping]=iputils-ping [curl]=curl [iperf3]=iperf3 [python3]=python3
+    [wget]=wget [nginx]=nginx-light [redis-server]=redis-server [redis-cli]=redis-tools [nc]=netcat-openbsd [socat]=socat)
 wanted=(ip ping curl)
-[ "${1:-}" = demo ] || wanted+=(iperf3 python3)
+[ "${1:-}" = demo ] || wanted+=(iperf3 python3 wget nginx redis-server redis-cli nc socat)
 
 missing=()
 for program in "${wanted[@]}"; do
@@ -26,7 +29,8 @@ if [ ${#missing[@]} -gt 0 ]; then
         exit 3
     fi
     echo "setup: installing ${missing[*]}"
-    export DEBIAN_FRONTEND=noninteractive
+    # The servers shall not start on this machine: run level 1 has none.
+    export DEBIAN_FRONTEND=noninteractive RUNLEVEL=1
     apt-get update -qq
     apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
 fi

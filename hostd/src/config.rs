@@ -24,9 +24,6 @@ pub enum ConfigError {
         /// What about it.
         problem: String,
     },
-    /// Something that is not built yet.
-    #[error("{0}")]
-    Unsupported(String),
     /// A change that needs another host.
     #[error("{0} cannot change while the host runs; restart the node")]
     Structural(&'static str),
@@ -101,7 +98,7 @@ pub struct RouteSpec {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RunSpec {
     /// What to start.
-    pub start: StartSpec,
+    pub start: ExecSpec,
     /// Ready when this port listens; `None`: at once.
     pub ready_tcp: Option<u16>,
 }
@@ -116,6 +113,14 @@ pub enum ExecSpec {
 }
 
 impl ExecSpec {
+    /// Name under which it is shown.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Builtin(start) => &start.builtin,
+            Self::Guest(start) => start.argv.first().map_or("", |name| name.rsplit('/').next().unwrap_or(name)),
+        }
+    }
+
     /// Checks what to start.
     ///
     /// # Errors
@@ -214,14 +219,8 @@ impl StartSpec {
     /// Checks a program to start.
     ///
     /// # Errors
-    /// [`ConfigError`] if it is not a built-in program, or there is none of that name.
+    /// [`ConfigError`] if there is none of that name.
     pub fn parse(field: &str, start: ExecStart) -> Result<Self, ConfigError> {
-        if start.builtin.is_empty() {
-            let name = start.argv.first().map_or("", String::as_str);
-            let text =
-                format!("{field}: running unmodified programs ({name:?}) on an emulated host is not supported yet; use a built-in one");
-            return Err(ConfigError::Unsupported(text));
-        }
         check(crate::programs::exists(&start.builtin), &format!("{field}.builtin"), || {
             format!("no built-in program {:?}; there are {}", start.builtin, crate::programs::NAMES.join(", "))
         })?;
@@ -290,7 +289,7 @@ fn parse_run(i: usize, p: Program) -> Result<RunSpec, ConfigError> {
     let field = format!("run[{i}]");
     let start = p.program.ok_or_else(|| invalid(&field, "names no program".to_owned()))?;
     let ready = in_range(&format!("{field}.ready_tcp"), p.ready_tcp, 0, 65535)?;
-    Ok(RunSpec { start: StartSpec::parse(&field, start)?, ready_tcp: (ready != 0).then_some(ready) })
+    Ok(RunSpec { start: ExecSpec::parse(&field, start)?, ready_tcp: (ready != 0).then_some(ready) })
 }
 
 fn ring_size(field: &str, size: u32, default: u16) -> Result<u16, ConfigError> {
@@ -390,8 +389,21 @@ mod tests {
     }
 
     #[test]
-    fn unmodified_program_is_named_as_unsupported() {
-        let start = ExecStart { argv: vec!["curl".into()], ..Default::default() };
-        assert!(matches!(StartSpec::parse("run[0]", start), Err(ConfigError::Unsupported(text)) if text.contains("curl")));
+    fn unmodified_program_is_checked_for_what_exec_cannot_take() {
+        let curl = ExecStart { argv: vec!["curl".into()], ..Default::default() };
+        assert!(
+            matches!(ExecSpec::parse("start", curl.clone()), Ok(ExecSpec::Guest(start)) if start.argv == ["curl"] && start.tty.is_none())
+        );
+        let spoilt: [fn(&mut ExecStart); 4] = [
+            |s| s.argv.clear(),
+            |s| s.argv.push("a\0b".into()),
+            |s| s.cwd = "\0".into(),
+            |s| drop(s.env.insert("A=B".into(), String::new())),
+        ];
+        for spoil in spoilt {
+            let mut start = curl.clone();
+            spoil(&mut start);
+            assert!(matches!(ExecSpec::parse("start", start), Err(ConfigError::Invalid { .. })));
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! The channel from the control thread to the kernel thread.
 
 use crate::config::{ConfigError, HostSpec, StartSpec};
-use crate::programs::process::{ProgramId, Streams};
+use crate::programs::process::{Exit, ProgramId, Streams};
 use crate::trace::Listener;
 use ringlab_proto::host::{HostStats, ProgramInfo};
 use ringlab_ring::doorbell::Doorbell;
@@ -16,6 +16,8 @@ pub enum Command {
     Reconfigure(Box<HostSpec>, oneshot::Sender<Result<(), ConfigError>>),
     /// Start a program.
     Start(StartSpec, Streams, oneshot::Sender<ProgramId>),
+    /// An unmodified program of `run:` has ended: which, how, and why it did not start.
+    RunEnded(usize, Exit, String),
     /// Supervise a program: its filter's listener.
     Guest(OwnedFd),
     /// Send a program a signal.

@@ -347,6 +347,7 @@ impl EventLoop {
             Command::Start(start, streams, tell) => {
                 let _ = tell.send(self.programs.start(&self.shared, &start, streams));
             }
+            Command::RunEnded(index, exit, error) => self.programs.run_ended(index, exit, &error),
             Command::Guest(listener) => self.guests.add(listener),
             Command::Signal(id, signal) => self.programs.signal(&self.shared, id, signal),
             Command::Stats(tell) => {

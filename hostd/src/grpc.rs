@@ -81,6 +81,36 @@ impl HostService {
         answer.await.map_err(|_| Status::unavailable("the host is shutting down"))
     }
 
+    /// Starts the unmodified programs of `run:`.
+    async fn run_guests(&self, spec: &HostSpec, handle: &Handle) {
+        for (index, run) in spec.run.iter().enumerate() {
+            let ExecSpec::Guest(start) = &run.start else { continue };
+            let mut start = start.clone();
+            // What the file does not say is as it is for hostd.
+            for (name, value) in std::env::vars() {
+                start.env.entry(name).or_insert(value);
+            }
+            let (_, stdin) = mpsc::channel(1);
+            let (sender, output) = mpsc::channel(OUTPUT_DEPTH);
+            let name = run.start.name().to_owned();
+            match self.children.start(handle, start, launch::Ends { stdin, output: sender }).await {
+                Ok(running) => {
+                    tokio::spawn(log_output(name, output));
+                    let handle = handle.clone();
+                    tokio::spawn(async move {
+                        if let Ok(exit) = running.exit.await {
+                            handle.send(Command::RunEnded(index, exit, String::new()));
+                        }
+                    });
+                }
+                Err(refusal) => {
+                    let text = format!("{}: {}", refusal.what, reason(&refusal.error));
+                    handle.send(Command::RunEnded(index, Exit { code: refusal.exit_code(), signal: 0 }, text));
+                }
+            }
+        }
+    }
+
     /// Runs an unmodified program.
     async fn exec_guest(&self, handle: &Handle, start: Start, input: Streaming<ExecInput>) -> OutputStream<ExecOutput> {
         let (sender, receiver) = mpsc::channel(1);
@@ -109,7 +139,9 @@ impl HostService {
         let mut programs = Vec::new();
         for run in &spec.run {
             let (streams, output, _stdin, _exit) = streams();
-            tokio::spawn(log_output(run.start.builtin.clone(), output));
+            if let ExecSpec::Builtin(start) = &run.start {
+                tokio::spawn(log_output(start.builtin.clone(), output));
+            }
             programs.push(streams);
         }
         let (handle, commands, bell) = event_loop::channel().map_err(|e| Status::resource_exhausted(format!("event descriptor: {e}")))?;
@@ -123,7 +155,10 @@ impl HostService {
         };
         event_loop::spawn(boot, on_failure).map_err(|e| Status::resource_exhausted(format!("kernel thread: {e}")))?;
         match is_ready.await {
-            Ok(Ok(())) => Ok(handle),
+            Ok(Ok(())) => {
+                self.run_guests(spec, &handle).await;
+                Ok(handle)
+            }
             Ok(Err(error)) => Err(Status::unavailable(format!("{error:#}"))),
             Err(_) => Err(Status::internal("the kernel thread ended while it started")),
         }
@@ -219,7 +254,6 @@ impl From<ConfigError> for Status {
         let text = error.to_string();
         match error {
             ConfigError::Invalid { .. } => Status::invalid_argument(text),
-            ConfigError::Unsupported(_) => Status::unimplemented(text),
             ConfigError::Structural(_) => Status::failed_precondition(text),
         }
     }

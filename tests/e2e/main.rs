@@ -6,6 +6,9 @@
 mod carrier;
 mod crash;
 mod guest;
+mod guest_calls;
+mod guest_kill;
+mod guest_servers;
 mod lifecycle;
 mod real_peer;
 mod refusal;

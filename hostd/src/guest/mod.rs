@@ -72,6 +72,17 @@ struct Pending {
     finish: Finish,
 }
 
+/// Calls that return `EINTR` whatever the handler's flags.
+const NEVER_RESTARTED: &[i64] = &[
+    libc::SYS_epoll_wait,
+    libc::SYS_epoll_pwait,
+    libc::SYS_epoll_pwait2,
+    libc::SYS_poll,
+    libc::SYS_ppoll,
+    libc::SYS_select,
+    libc::SYS_pselect6,
+];
+
 /// The supervisor of all guests of a host.
 pub struct Guests {
     epoll: Rc<OwnedFd>,
@@ -197,9 +208,13 @@ impl Guests {
             let _ = listener.send(notif.id, -i64::from(libc::ENOSYS));
             return;
         };
+        let interrupted = self.is_restart(caller, notif);
         self.begin_call(shared, caller);
         if let Some(reply) = self.take_stash(caller, notif) {
             return self.send(shared, caller, listener, notif, reply);
+        }
+        if interrupted {
+            return self.answer(caller, listener, notif, -i64::from(libc::EINTR));
         }
         match self.dispatch(shared, caller, listener, notif) {
             Ok(Outcome::Call(call, finish)) => self.start(shared, caller, listener, notif, call, finish),
@@ -208,6 +223,16 @@ impl Guests {
             Ok(Outcome::Taken) => {}
             Err(errno) => self.answer(caller, listener, notif, -i64::from(errno.raw())),
         }
+    }
+
+    /// True if a signal has interrupted a call that Linux never restarts, and the machine's kernel restarts it: it
+    /// knows only that it waited for the supervisor. A program that got `EINTR` and asks again gets it twice.
+    fn is_restart(&self, caller: Caller, notif: &Notif) -> bool {
+        let pending = self.tasks.get(&caller.tid).and_then(|t| t.pending.as_ref());
+        pending.is_some_and(|p| {
+            let same = p.notif.nr == notif.nr && p.notif.ip == notif.ip && p.notif.args == notif.args;
+            same && NEVER_RESTARTED.contains(&i64::from(notif.nr))
+        })
     }
 
     /// What a thread's call says of its last one: it is over.

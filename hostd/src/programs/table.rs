@@ -1,8 +1,8 @@
 //! The built-in programs of a host that run, and those of `run:`.
 
-use super::process::{Process, ProgramId, Streams};
+use super::process::{Exit, Process, ProgramId, Streams};
 use super::sys::Sys;
-use crate::config::{RunSpec, StartSpec};
+use crate::config::{ExecSpec, RunSpec, StartSpec};
 use crate::host::Shared;
 use crate::stats;
 use ringlab_proto::host::ProgramInfo;
@@ -25,10 +25,15 @@ impl ProgramTable {
     /// Starts the programs of `run:`; `streams` has an element for each.
     pub fn run_all(&mut self, shared: &Rc<Shared>, specs: &[RunSpec], streams: Vec<Streams>) {
         for (spec, streams) in specs.iter().zip(streams) {
-            let id = self.start(shared, &spec.start, streams);
-            if let Some(process) = self.running.get(&id) {
-                self.run.push((spec.clone(), process.clone()));
-            }
+            let process = match &spec.start {
+                ExecSpec::Builtin(start) => {
+                    let id = self.start(shared, start, streams);
+                    self.running.get(&id).cloned()
+                }
+                // The control thread starts it; here it is only shown.
+                ExecSpec::Guest(start) => Some(Rc::new(Process::new(spec.start.name(), start.cwd.clone().into(), streams))),
+            };
+            self.run.extend(process.map(|process| (spec.clone(), process)));
         }
     }
 
@@ -44,6 +49,14 @@ impl ProgramTable {
         shared.adopt(task, process.clone(), super::main_of(&start.builtin, sys, start.argv.clone()));
         self.running.insert(id, process);
         id
+    }
+
+    /// An unmodified program of `run:` has ended. `error`: why it did not start.
+    pub fn run_ended(&self, index: usize, exit: Exit, error: &str) {
+        if let Some((_, process)) = self.run.get(index) {
+            process.set_last_error(error);
+            process.finish(exit);
+        }
     }
 
     /// Sends a program a signal, if it still runs.

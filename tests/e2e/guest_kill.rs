@@ -1,0 +1,103 @@
+//! Programs that are killed at any point of any call harm nobody else.
+
+use crate::{TWO_HOSTS, eventually, in_site};
+use ringlab_tests::lab::Lab;
+use rustix::process::{Pid, Signal, kill_process};
+use std::time::{Duration, Instant};
+
+/// How long programs are killed.
+const STORM: Duration = Duration::from_secs(4);
+
+/// Everything below a process.
+fn descendants(pid: i32) -> Vec<i32> {
+    let mut all = Vec::new();
+    let mut next = vec![pid];
+    while let Some(pid) = next.pop() {
+        for task in std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten() {
+            let children = std::fs::read_to_string(task.path().join("children")).unwrap_or_default();
+            let children: Vec<i32> = children.split_whitespace().filter_map(|p| p.parse().ok()).collect();
+            next.extend(&children);
+            all.extend(children);
+        }
+    }
+    all
+}
+
+fn curl(lab: &Lab<'_>) -> String {
+    lab.ok(lab.program("a", &["curl", "-sS", "--max-time", "20", "http://b/"]))
+}
+
+/// Tasks and sockets that only programs have.
+fn left(lab: &Lab<'_>) -> Vec<String> {
+    let stat = lab.site.json(&["stat", "-l", &lab.name, "a"]);
+    let host = &stat["nodes"][0]["host"];
+    let tasks = host["tasks"].as_array().into_iter().flatten().filter(|t| t["comm"] != "guests").map(|t| t["comm"].to_string());
+    let sockets = host["sockets"].as_array().into_iter().flatten().filter(|s| s["state"] != "TIME-WAIT" && s["proto"] != "raw");
+    tasks.chain(sockets.map(serde_json::Value::to_string)).collect()
+}
+
+#[test]
+fn a_storm_of_sigkill_leaves_the_host_in_order() {
+    in_site(|site| {
+        let lab = site.deploy(TWO_HOSTS);
+        let (a, b) = (lab.pid("a", "hostd"), lab.pid("b", "hostd"));
+        let loops = [
+            "while :; do curl -s --max-time 5 -o /dev/null http://b/; done",
+            "while :; do python3 -c 'import socket; s=socket.socket(); s.bind((\"0.0.0.0\", 5555)); s.listen(); s.accept()'; done",
+            "while :; do python3 -c 'import socket, threading\nfor _ in range(9): threading.Thread(target=lambda: socket.create_connection((\"b\", 80)).recv(9)).start()'; done",
+            "while :; do python3 -c 'import select, socket\ne=select.epoll(); s=socket.socket(2, 2); e.register(s, 1); e.poll(5)'; done",
+            "while :; do (sleep 0.01 | cat; exec 3<>/dev/tcp/b/80; cat <&3); done",
+        ];
+        let mut programs: Vec<_> = loops.iter().map(|script| lab.spawn(lab.program("a", &["bash", "-c", script]))).collect();
+        eventually("programs run", 20, || descendants(a).len() > loops.len());
+        let (mut x, mut killed, began) = (0x9e37_79b9u32, 0, Instant::now());
+        while began.elapsed() < STORM {
+            let all = descendants(a);
+            let direct = lab_shells(a);
+            let victims: Vec<i32> = all.into_iter().filter(|p| !direct.contains(p)).collect();
+            x = x.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            if let Some(pid) = victims.get((x >> 8) as usize % victims.len().max(1)).copied().and_then(Pid::from_raw) {
+                killed += u32::from(kill_process(pid, Signal::KILL).is_ok());
+            }
+        }
+        assert!(killed > 50, "{killed} programs were killed");
+        for program in &mut programs {
+            program.kill().expect("it runs");
+            program.wait().expect("it ends");
+        }
+        for pid in lab_shells(a).into_iter().filter_map(Pid::from_raw) {
+            let _ = kill_process(pid, Signal::KILL);
+        }
+        eventually("programs have ended", 20, || {
+            for pid in descendants(a).into_iter().filter_map(Pid::from_raw) {
+                let _ = kill_process(pid, Signal::KILL);
+            }
+            descendants(a).is_empty()
+        });
+        assert_eq!(curl(&lab), "hello");
+        eventually("nothing is left in the host", 20, || left(&lab).is_empty());
+        assert_eq!((lab.pid("a", "hostd"), lab.pid("b", "hostd")), (a, b), "the same hosts run");
+    });
+}
+
+/// What hostd started itself: the loops.
+fn lab_shells(hostd: i32) -> Vec<i32> {
+    let tasks = std::fs::read_dir(format!("/proc/{hostd}/task")).into_iter().flatten().flatten();
+    let lists = tasks.map(|t| std::fs::read_to_string(t.path().join("children")).unwrap_or_default());
+    lists.flat_map(|l| l.split_whitespace().filter_map(|p| p.parse().ok()).collect::<Vec<_>>()).collect()
+}
+
+#[test]
+fn what_a_program_leaves_running_ends_with_the_host() {
+    in_site(|site| {
+        let lab = site.deploy(TWO_HOSTS);
+        let hostd = lab.pid("a", "hostd");
+        let _ = lab.ok(lab.program("a", &["sh", "-c", "setsid sh -c 'sleep 1000; true' >/dev/null 2>&1 </dev/null & true"]));
+        eventually("the daemon is hostd's", 10, || !descendants(hostd).is_empty());
+        let daemons = descendants(hostd);
+        site.ok(&["destroy", "--all"]);
+        for pid in daemons {
+            assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists(), "process {pid} is left");
+        }
+    });
+}
