@@ -151,7 +151,11 @@ fn states_of_run_programs_are_reported() {
     let mut lab = Lab::new();
     let streams = || Streams { stdin: mpsc::channel(1).1, output: mpsc::channel(8).0, exit: oneshot::channel().0 };
     let spec = |line: &[&str], ready_tcp| crate::config::RunSpec {
-        start: StartSpec { builtin: line[0].into(), argv: line[1..].iter().map(|&s| s.into()).collect(), cwd: "/".into() },
+        start: crate::config::ExecSpec::Builtin(StartSpec {
+            builtin: line[0].into(),
+            argv: line[1..].iter().map(|&s| s.into()).collect(),
+            cwd: "/".into(),
+        }),
         ready_tcp,
     };
     let specs = [spec(&["httpd", "--body", "x"], Some(80)), spec(&["sleep", "1000"], None), spec(&["httpd", "/nowhere"], Some(81))];
