@@ -1,0 +1,38 @@
+/* Sets and polls that hold sockets beside eventfd, pipe, timerfd and AF_UNIX sockets. */
+#include "parity.h"
+
+static const struct test_case cases[] = {
+    {"eventfd_level", LINK "a eventfd v\na epoll e\na add e c in\na add e v in\na epwait e\na evwrite v 3\na epwait e\na epwait e\na evread v\na epwait e", NULL},
+    {"eventfd_edge", LINK "a eventfd v\na epoll e\na add e v in,et\na add e c in,et\na evwrite v 1\na epwait e\na epwait e\na evwrite v 1\na epwait e\nb send s x\na epwait e\na evread v\na epwait e", NULL},
+    {"eventfd_oneshot", LINK "a eventfd v\na epoll e\na add e c in\na add e v in,oneshot\na evwrite v\na epwait e\na epwait e\na mod e v in,oneshot\na epwait e", NULL},
+    {"eventfd_wakes", LINK "a eventfd v\na epoll e\na add e c in\na add e v in\na& epwait e 8 3000\na evwrite v 1\na join", NULL},
+    {"socket_wakes", LINK "a eventfd v\na epoll e\na add e v in\na add e c in\na& epwait e 8 3000\nb send s x\na join", NULL},
+    {"pipe_wakes", LINK "a pipe r w\na epoll e\na add e c in\na add e r in\na& epwait e 8 3000\na write w x\na join\na read r\na epwait e", NULL},
+    {"pipe_hup", LINK "a pipe r w\na epoll e\na add e c in\na add e r in\na close w\na epwait e\na epwait e", NULL},
+    {"pipe_err", "a sig pipe\na pipe r w\na tcp c\na epoll e\na add e w out\na close r\na epwait e\na write w x", NULL},
+    {"pipe_edge", LINK "a pipe r w\na epoll e\na add e c in,et\na add e r in,et\na write w x\na epwait e\na epwait e\na write w y\na epwait e", NULL},
+    {"timerfd_wakes", LINK "a timerfd t\na epoll e\na add e c in\na add e t in\na settimer t 20\na epwait e 8 3000\na epwait e 8 0\na evread t\na epwait e", NULL},
+    {"unix_pair", LINK "a pair u v\na epoll e\na add e c in\na add e u in,rdhup\na epwait e\na write v x\na epwait e\na recv u\na close v\na epwait e", NULL},
+    {"unix_dgram", LINK "a dpair u v\na epoll e\na add e u in\na add e c in\na write v x\na epwait e\na read u\na epwait e", NULL},
+    {"both_ready", LINK "a eventfd v\na epoll e\na add e c in\na evwrite v 1\nb send s x\na epwait e\na add e v in\na recv c\na epwait e", NULL},
+    {"poll_both_ready", LINK "a eventfd v 1\nb send s x\na poll 0 c:in v:in\na poll 3000 v:in,out c:in,out\na recv c\na evread v\na poll 0 v c", NULL},
+    {"poll_wakes_by_eventfd", LINK "a eventfd v\na& poll 3000 c:in v:in\na evwrite v 1\na join", NULL},
+    {"poll_wakes_by_socket", LINK "a eventfd v\na& poll 3000 c:in v:in\nb send s x\na join", NULL},
+    {"poll_times_out", LINK "a eventfd v\na poll 20 c:in v:in\na pipe r w\na poll 20 r:in c:in v:in", NULL},
+    {"select_mixed", LINK "a eventfd v\na select 0 r:c r:v w:c w:v\na evwrite v 1\na select 0 r:c r:v w:c w:v\na& select 3000 r:c\nb send s x\na join\na select 0 r:c r:v", NULL},
+    {"select_wakes_by_pipe", LINK "a pipe r w\na& select 3000 r:c r:r\na write w x\na join", NULL},
+    {"nested_real_in_mixed", LINK "a eventfd v\na epoll e\na epoll f\na add e v in\na add f e in\na add f c in\na epwait f\na evwrite v 1\na epwait f\nb send s x\na evread v\na epwait f\na epwait e", NULL},
+    {"nested_mixed_in_real", LINK "a eventfd v\na epoll e\na epoll f\na add e c in\na add f e in\na add f v in\na& epwait f 8 3000\nb send s x\na join\na recv c\na epwait f\na evwrite v 1\na epwait f", NULL},
+    {"set_becomes_mixed_while_waiting", LINK "a eventfd v\na epoll e\na add e v in\na& epwait e 8 3000\na add e c in\na blocked\nb send s x\na join", NULL},
+    {"socket_leaves_mixed_set", LINK "a eventfd v\na epoll e\na add e v in\na add e c in\nb send s x\na close c\na epwait e\na evwrite v 1\na epwait e", NULL},
+    {"real_leaves_mixed_set", LINK "a eventfd v\na epoll e\na add e v in\na add e c in\na evwrite v 1\na close v\na epwait e\nb send s x\na epwait e", NULL},
+    {"duplicated_real_stays", LINK "a eventfd v\na dup v w\na epoll e\na add e v in\na add e c in\na close v\na evwrite w 1\na epwait e\na close w\na epwait e", NULL},
+    {"number_reused_by_socket", "a eventfd v\na epoll e\na add e v in\na close v\na tcp c\na add e c out\na epwait e\na del e c\na epwait e", NULL},
+    {"number_reused_by_eventfd", LINK "a epoll e\na add e c in\na close c\na eventfd v 1\na add e v in\na epwait e\na del e v\na epwait e", NULL},
+    {"dup2_socket_over_eventfd", LINK "a eventfd v\na epoll e\na add e v in\na evwrite v\na dup2 c v\na epwait e\nb send s x\na recv v\na add e v in\nb send s y\na epwait e", NULL},
+    {"dup2_eventfd_over_socket", LINK "a eventfd v 1\na epoll e\na add e c in\nb send s x\na dup2 v c\na epwait e\na evread c\na poll 0 c", NULL},
+    {"regular_file_refused", "a tcp c\na epoll e\na add e c in\na add e 1000 in\na eventfd v\na add e v in\na add e v in\na del e v\na del e v\na mod e v in", NULL},
+    {"mod_real_in_mixed", LINK "a eventfd v 1\na epoll e\na add e c in\na add e v in\na epwait e\na mod e v out\na epwait e\na mod e v in,out,et\na epwait e\na epwait e", NULL},
+    {"interrupted_mixed", LINK "a eventfd v\na epoll e\na add e c in\na add e v in\na sig usr1\na& epwait e 8 3000\na kill 1\na join", NULL},
+    {0}};
+const struct family mixed_family = {"mixed", cases};

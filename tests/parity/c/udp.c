@@ -1,0 +1,52 @@
+/* UDP: datagrams, truncation, the filter of a connected socket, errors, broadcast, multicast on one link. */
+#include "parity.h"
+
+#define PAIR "b udp s\nb bind s B:P0\na udp c\na bind c A:P1\n"
+#define CONNECTED PAIR "a connect c B:P0\nb connect s A:P1\n"
+
+static const struct test_case cases[] = {
+    {"to_and_fro", PAIR "a sendto c hello B:P0\nb recvfrom s\nb sendto s world A:P1\na recvfrom c", NULL},
+    {"truncated", PAIR "a sendto c abcdef B:P0\na sendto c ghi B:P0\nb recv s 4\nb recv s 4\nb poll 0 s", NULL},
+    {"truncated_length_told", PAIR "a sendto c abcdef B:P0\na sendto c ghijkl B:P0\nb recv s 4 trunc\nb recvmsg s 4\na sendto c mnopqr B:P0\nb recvmsg s 4 trunc\na sendto c stu B:P0\nb recvmsg s 1+1", NULL},
+    {"peek", PAIR "a sendto c abc B:P0\nb recv s 2 peek\nb recv s 2 peek,trunc\nb recvmsg s 2 peek\nb recvfrom s 9 peek\nb recv s 9\nb recv s 9 dontwait,peek", NULL},
+    {"empty_datagram", PAIR "a sendto c #0 B:P0\nb poll 0 s\nb ioctl s fionread\nb recvfrom s\nb poll 0 s\nb recv s 9 dontwait", NULL},
+    {"zero_length_read", PAIR "a sendto c abc B:P0\nb recv s 0\nb recv s 9 dontwait\na sendto c abc B:P0\nb read s 0\nb recv s 9 dontwait", NULL},
+    {"fionread_is_next_datagram", PAIR "a sendto c abc B:P0\na sendto c defgh B:P0\nb ioctl s fionread\nb recv s\nb ioctl s fionread\nb recv s\nb ioctl s fionread\nb ioctl s outq", NULL},
+    {"gather_and_scatter", PAIR "a connect c B:P0\na writev c ab cd ef\nb readv s 1 2 10\na writev c #10 #20\nb readv s 5 5", NULL},
+    {"several_in_one_call", CONNECTED "a sendmmsg c one two three\nb recvmmsg s 5 50 dontwait\nb sendmmsg s x y\na recvmmsg c 1 50\na recvmmsg c 4 50 waitforone\na recvmmsg c 4 50 dontwait", NULL},
+    {"big_datagrams", CONNECTED "a send c #1472\nb recv s 2000\na send c #1473\nb recv s 2000\na send c #30000\nb drain s 30000\na send c #65507\nb recv s 4000 trunc", NULL},
+    {"big_datagram_loopback", "a udp c\na bind c lo:P0\na sendto c #65507 lo:P0\na recv c 65507", NULL},
+    {"connected_filters", PAIR "b connect s A:P1\na udp d\na connect d B:P0\na send d stranger\na await d err\na poll 0 d\na sendto c friend B:P0\nb recvfrom s\nb recv s 9 dontwait", NULL},
+    {"connect_keeps_what_is_queued", PAIR "a udp d\na sendto d early B:P0\nb connect s A:P1\nb recv s 9 dontwait", NULL},
+    {"reconnect", CONNECTED "b udp t\nb bind t B:P2\na connect c B:P2\na send c x\nb recv t\nb recv s 9 dontwait\na peer c\na name c", NULL},
+    {"disconnect", CONNECTED "a connect c unspec\na name c\na peer c\na send c x\na sendto c y B:P0\nb recvfrom s\na udp d\na connect d B:P0\na name d\na connect d unspec\na name d", NULL},
+    {"sendto_on_connected", CONNECTED "b udp t\nb bind t B:P2\na sendto c x B:P2\nb recvfrom t\nb sendto t y A:P1\na recv c 9 dontwait", NULL},
+    {"refused_then_works", "a udp c\na bind c A:P1\na connect c B:P0\na send c x\na await c err\na poll 0 c\na recv c 9 dontwait\nb udp s\nb bind s B:P0\na send c y\nb recv s", NULL},
+    {"refused_error_by_send", "a udp c\na connect c B:P0\na send c x\na await c err\na send c y\na poll 0 c", NULL},
+    {"refused_wakes_reader", "a udp c\na connect c lo:P0\na& recv c\na send c x\na join", NULL},
+    {"refused_wakes_reader_over_link", "a udp c\na connect c B:P0\na& recv c\na send c x\na join", NULL},
+    {"error_queue", "a udp c\na set c IP_RECVERR\na connect c B:P0\na send c lost\na await c err\na poll 0 c\na recvmsg c 100 errqueue\na poll 0 c\na recvmsg c 100 errqueue\na recv c 9 dontwait", NULL},
+    {"error_queue_unconnected", "a udp c\na set c IP_RECVERR\na sendto c lost B:P0\na await c err\na get c SO_ERROR\na recvmsg c 2 errqueue\na sendto c lost B:P0\na await c err\na sendto c y B:P0", NULL},
+    {"error_queue_emsgsize", "a udp c\na set c IP_RECVERR\na set c IP_MTU_DISCOVER 2\na connect c B:P0\na send c #2000\na poll 0 c\na recvmsg c 10 errqueue\na get c IP_MTU", NULL},
+    {"broadcast", "b udp s\nb bind s any:P0\na udp c\na set c SO_BROADCAST\na sendto c all bc:P0\nb recv s\na sendto c all allbc:P0\nb recv s 9 dontwait", NULL},
+    {"broadcast_address_bound", "b udp s\nb bind s bc:P0\na udp c\na set c SO_BROADCAST\na sendto c all bc:P0\nb recv s\na sendto c one B:P0\na udp d\na connect d B:P0\na send d x\na await d err\nb recv s 9 dontwait", NULL},
+    {"broadcast_not_to_unicast_bound", PAIR "b udp t\nb bind t any:P2\na set c SO_BROADCAST\na sendto c all bc:P0\nb recv s 9 dontwait\na sendto c all bc:P2\nb recv t", NULL},
+    {"broadcast_to_all_sockets", "b udp s\nb set s SO_REUSEADDR\nb bind s any:P0\nb udp t\nb set t SO_REUSEADDR\nb bind t any:P0\na udp c\na set c SO_BROADCAST\na sendto c all bc:P0\nb recv s 9 dontwait\nb recv t 9 dontwait\na sendto c one B:P0\nb recv s 9 dontwait\nb recv t 9 dontwait", NULL},
+    {"broadcast_closed_port_silent", "a udp c\na set c SO_BROADCAST\na connect c bc:P0\na send c x\na poll 50 c:in\na get c SO_ERROR", NULL},
+    {"multicast", "b udp s\nb bind s any:P0\nb group s join group B\na udp c\na set c IP_MULTICAST_TTL 1\na connect c group:P0\na udp d\na bind d A:P1\na connect d group:P0\na send d many\nb recv s\nb group s leave group B\na send d more\nb recv s 9 dontwait", NULL},
+    {"multicast_not_joined", "b udp s\nb bind s any:P0\na udp c\na bind c A:P1\na group c join group A\na sendto c many group:P0\nb recv s 9 dontwait\na poll 20 c:in", NULL},
+    {"multicast_loop", "a udp c\na bind c any:P0\na group c join group A\na udp d\na bind d A:0\na connect d group:P0\na send d one\na recv c 9 dontwait\na set d IP_MULTICAST_LOOP 0\na send d two\na recv c 9 dontwait\na get d IP_MULTICAST_LOOP\na get d IP_MULTICAST_TTL", NULL},
+    {"multicast_group_bound", "b udp s\nb bind s group:P0\nb group s join group B\na udp c\na bind c A:P1\na sendto c many group:P0\nb recvfrom s\na sendto c one B:P0\nb recv s 9 dontwait", NULL},
+    {"multicast_two_members", "b udp s\nb set s SO_REUSEADDR\nb bind s any:P0\nb group s join group B\nb udp t\nb set t SO_REUSEADDR\nb bind t any:P0\nb group t join group B\na udp c\na bind c A:0\na connect c group:P0\na send c x\nb recv s 9 dontwait\nb recv t 9 dontwait", NULL},
+    {"multicast_errors", "a udp c\na group c leave group A\na group c join A A\na group c join group A\na group c join group A\na group c join group B\na group c leave group A\na group c leave group A\na tcp t\na group t join group A", NULL},
+    {"ttl_tos_and_destination_told", "b udp s\nb bind s any:P0\nb set s IP_RECVTTL\nb set s IP_RECVTOS\nb set s IP_PKTINFO\na udp c\na bind c A:P1\na set c IP_TTL 9\na set c IP_TOS 16\na sendto c x B:P0\nb recvmsg s", NULL},
+    {"control_truncated", "b udp s\nb bind s any:P0\nb set s IP_PKTINFO\na udp c\na bind c A:P1\na sendto c x B:P0\nb recvmsg s 9 0 10\na sendto c x B:P0\nb recvmsg s 9 0 0", NULL},
+    {"corked", CONNECTED "a send c ab more\na send c cd more\nb recv s 9 dontwait\na send c ef\nb recv s\na set c 17/1 1\na send c one\na send c two\nb recv s 9 dontwait\na set c 17/1 0\nb recv s", NULL},
+    {"queue_overflows", CONNECTED "b set s SO_RCVBUF 3000\na sendmmsg c 1 2 3 4 5 6 7 8 9\na sendmmsg c 1 2 3 4 5 6 7 8 9\nb recv s 1 dontwait\nb recv s 1 dontwait", NULL},
+    {"close_wakes_nobody", CONNECTED "a& recv c\na shutdown c rd\na join\na recv c 9 dontwait", NULL},
+    {"shutdown", CONNECTED "a shutdown c wr\na send c x\na poll 0 c\na shutdown c rd\na poll 0 c\nb send s late\na recv c 9 dontwait", NULL},
+    {"oob_and_others_refused", CONNECTED "a send c x oob\na recv c 9 oob,dontwait\na send c x dontroute\nb recv s\na send c x eor\nb recv s\na send c x confirm\nb recv s", NULL},
+    {"source_of_unbound", "b udp s\nb bind s any:P0\na udp c\na name c\na sendto c x B:P0\na name c\na connect c B:P0\na name c\nb recvfrom s", NULL},
+    {"to_itself", "a udp c\na bind c A:P0\na sendto c me A:P0\na recvfrom c\na connect c A:P0\na send c again\na recv c", NULL},
+    {0}};
+const struct family udp_family = {"udp", cases};
