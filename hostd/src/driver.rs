@@ -280,6 +280,12 @@ impl Nic {
         self.pairs.len() as u16
     }
 
+    /// Descriptors of the first pair's rings; none before the device is attached.
+    pub fn ring_sizes(&self) -> Option<(u32, u32)> {
+        let rings = self.pairs.first()?.rings.as_ref()?;
+        Some((rings.rx.size().into(), rings.tx.size().into()))
+    }
+
     fn fail(&mut self, error: DeviceError) {
         self.error.get_or_insert(error);
     }
@@ -537,6 +543,9 @@ impl NetDriver for RingDriver {
     }
     fn features(&self) -> DevFeatures {
         self.features
+    }
+    fn ring_sizes(&self) -> Option<(u32, u32)> {
+        self.nic.borrow().ring_sizes()
     }
     fn rx(&mut self, queue: u16) -> Option<RxFrame> {
         self.nic.borrow_mut().rx(queue)

@@ -110,6 +110,8 @@ pub struct Kernel {
     pub(crate) tcp: tcp::TcpTable,
     pub(crate) udp: udp::UdpTable,
     pub(crate) raw: raw::RawTable,
+    pub(crate) packet: packet::PacketTable,
+    pub(crate) igmp: alloc::collections::BTreeMap<u32, ip::igmp::IgmpDev>,
     pub(crate) tasks: cpu::sched::Tasks,
     pub(crate) vfs: vfs::Vfs,
     pub(crate) netlink: vfs::netlink::NetlinkTable,
@@ -153,6 +155,8 @@ impl Kernel {
             tcp: tcp::TcpTable::new(hash.clone()),
             udp: udp::UdpTable::new(hash),
             raw: raw::RawTable::default(),
+            packet: packet::PacketTable::default(),
+            igmp: alloc::collections::BTreeMap::new(),
             tasks: cpu::sched::Tasks::default(),
             vfs: vfs::Vfs::default(),
             netlink: vfs::netlink::NetlinkTable::default(),
@@ -271,6 +275,8 @@ impl Kernel {
             TimerKey::Neigh(n) => self.neigh_timer(n),
             TimerKey::NeighGc => self.neigh_periodic_work(),
             TimerKey::Frag(queue) => self.ip_expire(queue),
+            TimerKey::Igmp(dev) => self.igmp_timer(dev),
+            TimerKey::PacketRing(id) => self.packet_ring_timer(id),
             TimerKey::Task(task) => self.task_timeout(task),
         }
     }

@@ -18,7 +18,9 @@ use crate::udp::UdpSock;
 use crate::wait::queue::WaitQueue;
 use alloc::boxed::Box;
 use alloc::collections::VecDeque;
+use alloc::sync::Arc;
 use alloc::vec::Vec;
+use arrayvec::ArrayVec;
 use core::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use core::time::Duration;
 use ringlab_counters::DropReason;
@@ -44,6 +46,8 @@ pub enum Proto {
     Ping,
     /// `AF_NETLINK`.
     Netlink(Box<crate::vfs::netlink::NlSock>),
+    /// `AF_PACKET`.
+    Packet(Box<crate::packet::PacketSock>),
     /// `SOCK_RAW` of a protocol number.
     Raw {
         /// IP protocol; `IPPROTO_RAW` (255) only sends.
@@ -70,7 +74,7 @@ pub enum SockState {
 }
 
 /// An entry of the error queue (Linux `struct sock_exterr_skb`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SockErr {
     /// What it means.
     pub errno: Errno,
@@ -86,6 +90,10 @@ pub struct SockErr {
     pub offender: Ipv4Addr,
     /// Destination of the datagram that caused it.
     pub addr: SocketAddrV4,
+    /// Payload of the datagram that caused it, as much as was quoted and is kept.
+    pub data: ArrayVec<u8, { crate::ip::MAX_QUOTE }>,
+    /// The packet that reported it: time to live, type of service, arrival.
+    pub report: (u8, u8, crate::time::Instant),
 }
 
 /// `sk_shutdown`.
@@ -134,6 +142,12 @@ pub struct Sock {
     pub receive_queue: VecDeque<Box<SkBuff>>,
     /// Queued errors for `MSG_ERRQUEUE`.
     pub error_queue: VecDeque<SockErr>,
+    /// `SO_ATTACH_FILTER`.
+    pub filter: Option<Arc<crate::packet::bpf::Program>>,
+    /// Packets dropped on this socket (`sk_drops`).
+    pub drops: u32,
+    /// When the datagram that was read last had arrived (`SIOCGSTAMP`).
+    pub stamp: Option<crate::time::Instant>,
     /// Octets (`truesize`) received and not yet read.
     pub rmem_alloc: u32,
     /// `SO_RCVBUF` (the doubled value).
@@ -199,6 +213,9 @@ impl Sock {
             backlog_len: 0,
             receive_queue: VecDeque::new(),
             error_queue: VecDeque::new(),
+            filter: None,
+            drops: 0,
+            stamp: None,
             rmem_alloc: 0,
             rcvbuf,
             wmem_queued: 0,
@@ -252,6 +269,24 @@ pub struct SockOpts {
     pub timestamp: bool,
     /// `SO_MAX_PACING_RATE`, octets a second; `None`: no bound.
     pub max_pacing_rate: Option<u32>,
+    /// `SO_TIMESTAMPNS`.
+    pub timestampns: bool,
+    /// `SO_DONTROUTE`: only to who is on a link.
+    pub dontroute: bool,
+    /// `SO_NO_CHECK`: datagrams go without checksum.
+    pub no_check: bool,
+    /// `SO_RXQ_OVFL`: receivers are told how many packets were dropped.
+    pub rxq_ovfl: bool,
+    /// `SO_SELECT_ERR_QUEUE`: an error in the queue is urgent, too.
+    pub select_err_queue: bool,
+    /// `SO_PEEK_OFF`: where the next `MSG_PEEK` starts.
+    pub peek_off: Option<u32>,
+    /// `SO_LOCK_FILTER`.
+    pub lock_filter: bool,
+    /// `SO_INCOMING_CPU` as set.
+    pub incoming_cpu: Option<i32>,
+    /// Options that are kept for reading back: level, name, value.
+    pub kept: Vec<(i32, i32, i32)>,
 }
 
 /// `IPPROTO_IP` options.
@@ -267,6 +302,10 @@ pub struct InetOpts {
     pub mc_loop_off: bool,
     /// `IP_MULTICAST_IF`.
     pub mc_if: u32,
+    /// `IP_MULTICAST_IF` as it is read back: the address given, if it was one.
+    pub mc_addr: Option<Ipv4Addr>,
+    /// Sources of groups that the socket filters.
+    pub mc_sources: Vec<crate::vfs::mcast::SourceFilter>,
     /// `IP_ADD_MEMBERSHIP`: group and ifindex.
     pub mc_groups: Vec<(Ipv4Addr, u32)>,
     /// `IP_RECVERR`.
@@ -285,6 +324,22 @@ pub struct InetOpts {
     pub mc_all_off: bool,
     /// `IPV6_V6ONLY`, on `AF_INET6` sockets.
     pub v6only: bool,
+    /// Bound to `::ffff:0.0.0.0`: shown as that, not as `::`.
+    pub mapped_any: bool,
+    /// `IP_TRANSPARENT`.
+    pub transparent: bool,
+    /// `IP_RECVORIGDSTADDR`.
+    pub recvorigdst: bool,
+    /// `IP_BIND_ADDRESS_NO_PORT`: `bind` to port 0 leaves the port to `connect`.
+    pub bind_no_port: bool,
+    /// `IP_MINTTL`: packets with a smaller TTL are dropped.
+    pub min_ttl: u8,
+    /// `IP_UNICAST_IF`.
+    pub unicast_if: u32,
+    /// `IPV6_RECVPKTINFO`.
+    pub pktinfo6: bool,
+    /// `IPV6_RECVERR`; errors of IPv4 packets ask for `IP_RECVERR`.
+    pub recverr6: bool,
 }
 
 /// All sockets.
@@ -452,7 +507,9 @@ impl Kernel {
             match &sk.proto {
                 Proto::Tcp(_) => self.tcp_v4_do_rcv(sk, skb),
                 Proto::Udp(_) => self.udp_enqueue(sk, skb),
-                Proto::Ping | Proto::Raw { .. } | Proto::Netlink(_) => self.kfree_skb(skb, DropReason::SocketBacklog),
+                Proto::Ping | Proto::Raw { .. } | Proto::Netlink(_) | Proto::Packet(_) => {
+                    self.kfree_skb(skb, DropReason::SocketBacklog);
+                }
             }
         }
         sk.backlog_len = 0;
@@ -500,6 +557,7 @@ impl Sock {
             Proto::Udp(_) => 17,
             Proto::Ping => 1,
             Proto::Netlink(nl) => nl.protocol(),
+            Proto::Packet(_) => 0,
             Proto::Raw { protocol, .. } => *protocol,
         }
     }

@@ -508,6 +508,8 @@ pub struct MsgState {
     pub addr: Option<SocketAddr>,
     /// The same, of an `AF_NETLINK` socket.
     pub netlink: Option<NetlinkAddr>,
+    /// The same of `AF_PACKET`.
+    pub link: Option<LinkAddr>,
     /// Out: `MSG_TRUNC` and the like.
     pub out_flags: u32,
     /// Ancillary data in or out.

@@ -31,6 +31,10 @@ pub enum TimerKey {
     NeighGc,
     /// Reassembly queue, by number.
     Frag(u64),
+    /// Reports of multicast groups of an interface.
+    Igmp(u32),
+    /// Block of a packet socket's ring.
+    PacketRing(SockId),
     /// Time limit of a blocked call.
     Task(TaskId),
 }

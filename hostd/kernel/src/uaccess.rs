@@ -29,6 +29,25 @@ pub trait UserMemory {
     fn waits_still(&mut self, _task: TaskId) -> bool {
         true
     }
+
+    /// Reads octets of something else than a task's memory, such as a file that is sent (`sendfile`): all of them
+    /// must be there. `source` is the number given in [`Iov::Source`].
+    ///
+    /// # Errors
+    /// `EBADF` if there is no such source; any that reading it has.
+    fn copy_from_source(&mut self, source: u64, offset: u64, dst: &[Slice<'_>]) -> Result<(), Errno> {
+        let _ = (source, offset, dst);
+        Err(Errno::EBADF)
+    }
+
+    /// Writes octets to something else than a task's memory, such as a pipe (`splice`).
+    ///
+    /// # Errors
+    /// `EBADF` if there is no such source; any that writing it has.
+    fn copy_to_source(&mut self, source: u64, offset: u64, src: &[Slice<'_>]) -> Result<(), Errno> {
+        let _ = (source, offset, src);
+        Err(Errno::EBADF)
+    }
 }
 
 /// A buffer of a task (Linux `struct iovec`).
@@ -47,6 +66,8 @@ pub enum Iov {
     One(UserSlice),
     /// `readv`, `sendmsg` …: at most 1024.
     Many(Vec<UserSlice>),
+    /// `sendfile`, `splice`: the caller's number of a source or sink, an offset in it, octets.
+    Source(u64, u64, u64),
 }
 
 impl Iov {
@@ -54,6 +75,7 @@ impl Iov {
     pub fn len(&self) -> u64 {
         match self {
             Iov::One(s) => s.len,
+            Iov::Source(_, _, len) => *len,
             Iov::Many(v) => v.iter().fold(0, |n, s| n.saturating_add(s.len)),
         }
     }
@@ -80,6 +102,14 @@ impl IovIter {
         Self { iov, index: 0, offset: 0, left }
     }
 
+    /// Whose octets these are, if not the task's.
+    pub fn source(&self) -> Option<u64> {
+        match self.iov {
+            Iov::Source(id, ..) => Some(id),
+            _ => None,
+        }
+    }
+
     /// Octets that follow (Linux `iov_iter_count`).
     pub fn count(&self) -> u64 {
         self.left
@@ -90,8 +120,9 @@ impl IovIter {
         loop {
             let seg = match &self.iov {
                 Iov::One(s) if self.index == 0 => *s,
+                Iov::Source(_, offset, len) if self.index == 0 => UserSlice { addr: *offset, len: *len },
                 Iov::Many(v) => *v.get(self.index)?,
-                Iov::One(_) => return None,
+                Iov::One(_) | Iov::Source(..) => return None,
             };
             if self.offset >= seg.len {
                 self.index += 1;
@@ -110,6 +141,17 @@ impl IovIter {
     }
 }
 
+/// Copies to one run of an [`IovIter`]: `addr` in the task's memory, or an offset in a source.
+///
+/// # Errors
+/// `EFAULT`, or the source's.
+pub fn copy_run_to(mem: &mut dyn UserMemory, task: TaskId, source: Option<u64>, addr: u64, src: &[Slice<'_>]) -> Result<(), Errno> {
+    match source {
+        Some(source) => mem.copy_to_source(source, addr, src),
+        None => mem.copy_to_user(task, addr, src),
+    }
+}
+
 /// Copies `len` octets of a packet at `off` to a task (Linux `skb_copy_datagram_iter`).
 /// Returns how many fitted into the buffers.
 ///
@@ -122,7 +164,7 @@ pub fn copy_skb_to_iter(mem: &mut dyn UserMemory, task: TaskId, skb: &SkBuff, of
         let Some(run) = to.next_run(u64::from(want - done)) else { break };
         let runs = skb.runs(off + done, run.len as u32).map(|(frag, start, n)| frag.buf.slice(start, n));
         let runs = runs.collect::<ArrayVec<Slice<'_>, MAX_SKB_FRAGS>>();
-        mem.copy_to_user(task, run.addr, &runs)?;
+        copy_run_to(mem, task, to.source(), run.addr, &runs)?;
         done += run.len as u32;
     }
     Ok(done)
@@ -137,7 +179,10 @@ pub fn copy_iter_to_slice(mem: &mut dyn UserMemory, task: TaskId, from: &mut Iov
     while done < dst.len() {
         let run = from.next_run((dst.len() - done) as u64).ok_or(Errno::EFAULT)?;
         let part = dst.sub(done, run.len as usize).map_err(|_| Errno::EFAULT)?;
-        mem.copy_from_user(task, run.addr, &[part])?;
+        match from.source() {
+            Some(source) => mem.copy_from_source(source, run.addr, &[part])?,
+            None => mem.copy_from_user(task, run.addr, &[part])?,
+        }
         done += run.len as usize;
     }
     Ok(())

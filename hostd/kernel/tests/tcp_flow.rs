@@ -280,7 +280,7 @@ fn options_read_back_as_linux_shows_them() {
     assert_eq!(a.0.err(&mut lab, Call::SetSockOpt(a.1, TCP, 9999, OptVal::Int(1))), Errno::ENOPROTOOPT);
     assert_eq!(a.0.err(&mut lab, Call::SetSockOpt(a.1, TCP, 4, OptVal::Int(0))), Errno::EINVAL);
     let Ret::Opt(OptVal::Bytes(info)) = a.0.now(&mut lab, Call::GetSockOpt(a.1, TCP, 11)) else { panic!() };
-    assert_eq!((info[0], info.len()), (1, 232));
+    assert_eq!((info[0], info.len()), (1, 248));
 }
 
 #[test]

@@ -122,7 +122,7 @@ fn error_queue_names_offender_and_destination() {
     lab.run_for(Duration::from_millis(1));
     assert_eq!(a.recv_err(&mut lab, fa, 0), Errno::ECONNREFUSED, "also to an unconnected socket that asked");
     let e = a.recv(&mut lab, fa, 10, msg::ERRQUEUE);
-    assert_eq!((e.from, e.flags, e.len), (Some(addr(ADDR_B, 9)), msg::ERRQUEUE, 0));
+    assert_eq!((e.from, e.flags, e.len), (Some(addr(ADDR_B, 9)), msg::ERRQUEUE, 1), "with what was quoted of it");
     assert_eq!(e.control, [Control::Err(Errno::ECONNREFUSED, 2, 3, 3, 0, ADDR_B)]);
     assert_eq!(a.recv_err(&mut lab, fa, msg::ERRQUEUE), Errno::EAGAIN);
     assert_eq!(a.send_to(&mut lab, fa, &[0; 65508], ADDR_B, 9), Ret::Err(Errno::EMSGSIZE));
@@ -249,7 +249,8 @@ fn group_reaches_members_only() {
     let membership = |name| Call::SetSockOpt(fb, 0, name, OptVal::Membership(group, ADDR_B, 0));
     assert_eq!(a.send_to(&mut lab, fa, b"lost", group, 7), Ret::Err(Errno::ENETUNREACH), "no route says where");
     a.ok(&mut lab, Call::SetSockOpt(fa, 0, 32, OptVal::Membership(Ipv4Addr::UNSPECIFIED, ADDR_A, 0)));
-    assert_eq!(a.getopt(&mut lab, fa, 0, 32), 2);
+    let chosen = Ret::Opt(OptVal::Membership(Ipv4Addr::UNSPECIFIED, ADDR_A, 2));
+    assert_eq!(a.now(&mut lab, Call::GetSockOpt(fa, 0, 32)), chosen, "the address, as octets");
     assert_eq!(a.send_to(&mut lab, fa, b"early", group, 7), Ret::Value(5));
     lab.run_for(Duration::from_millis(1));
     assert_eq!(b.recv_err(&mut lab, fb, msg::DONTWAIT), Errno::EAGAIN);

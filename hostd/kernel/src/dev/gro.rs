@@ -145,7 +145,8 @@ impl Kernel {
     /// Merges a received packet into a held one, holds it, or passes it on. It stands at its network header.
     pub(super) fn napi_gro_receive(&mut self, dev: IfIndex, queue: u16, mut skb: Box<SkBuff>) {
         let (id, octets) = (skb.id, u64::from(skb.len()));
-        let segment = if skb.protocol == ETH_P_IP { Segment::parse(&skb) } else { None };
+        let on = self.devs.get(dev).is_some_and(|d| d.gro_on);
+        let segment = if on && skb.protocol == ETH_P_IP { Segment::parse(&skb) } else { None };
         let Some(seg) = segment else {
             self.trace(Point::GroReceive, id, [octets, 0, 0, 0]);
             return self.netif_receive_skb(skb);

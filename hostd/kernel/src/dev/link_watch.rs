@@ -45,9 +45,7 @@ impl Kernel {
     fn dev_activate(&mut self, dev: IfIndex) {
         let Some(device) = self.devs.get_mut(dev) else { return };
         // The device may have been reset: its queues have room again, and offers may have changed.
-        if let Some(driver) = &device.driver {
-            device.features = driver.features();
-        }
+        device.update_features();
         for queue in 0..device.queues.len() as u16 {
             self.netif_wake_queue(dev, queue);
             self.napi_schedule(dev, queue);

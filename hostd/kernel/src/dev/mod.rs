@@ -93,8 +93,16 @@ pub(crate) struct NetDevice {
     pub(crate) tx_queue_len: u32,
     /// Times that the carrier came, and that it went.
     pub(crate) carrier_changes: (u32, u32),
+    /// Who wants all frames, and all multicast frames.
+    pub(crate) promiscuity: u32,
+    pub(crate) allmulti: u32,
     pub(crate) addrs: Vec<(Ipv4Addr, u8)>,
+    /// In use: what the driver offers and nobody has switched off.
     pub(crate) features: Features,
+    /// Switched off (`ethtool -K`).
+    pub(crate) features_off: Features,
+    /// Received segments are merged.
+    pub(crate) gro_on: bool,
     /// `None`: loopback.
     pub(crate) driver: Option<Box<dyn NetDriver>>,
     pub(crate) queues: Vec<Queue>,
@@ -102,6 +110,15 @@ pub(crate) struct NetDevice {
 }
 
 impl NetDevice {
+    /// What the driver offers less what is switched off; segmentation needs checksums and scatter-gather (Linux
+    /// `netdev_update_features`).
+    pub(crate) fn update_features(&mut self) {
+        let Some(driver) = &self.driver else { return };
+        let (offered, off) = (driver.features(), self.features_off);
+        let (sg, tx_csum) = (offered.sg && !off.sg, offered.tx_csum && !off.tx_csum);
+        self.features = Features { sg, tx_csum, tso: offered.tso && !off.tso && sg && tx_csum };
+    }
+
     /// `IFF_LOOPBACK`.
     pub(crate) fn is_loopback(&self) -> bool {
         self.driver.is_none()
@@ -176,8 +193,12 @@ impl Kernel {
             up: true,
             tx_queue_len: 1000,
             carrier_changes: (0, 0),
+            promiscuity: 0,
+            allmulti: 0,
             addrs: Vec::new(),
             features: Features { tx_csum: true, tso: true, sg: true },
+            features_off: Features::default(),
+            gro_on: true,
             driver: None,
             queues: Vec::new(),
             stats: Stats::default(),
@@ -222,8 +243,12 @@ impl Kernel {
             up: true,
             tx_queue_len: config.tx_queue_len,
             carrier_changes: (1, 1),
+            promiscuity: 0,
+            allmulti: 0,
             addrs: Vec::new(),
             features: config.driver.features(),
+            features_off: Features::default(),
+            gro_on: true,
             driver: Some(config.driver),
             queues,
             stats: Stats::default(),

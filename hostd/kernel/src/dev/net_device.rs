@@ -53,6 +53,10 @@ pub trait NetDriver {
     fn queue_pairs(&self) -> u16;
     /// Hardware features as negotiated.
     fn features(&self) -> Features;
+    /// Descriptors of each receive and each transmit ring, for `ethtool -g`; `None`: the driver does not tell.
+    fn ring_sizes(&self) -> Option<(u32, u32)> {
+        None
+    }
     /// Takes the next received frame of a queue; `None` if there is none.
     fn rx(&mut self, queue: u16) -> Option<RxFrame>;
     /// Gives the device fresh buffers for what was taken.

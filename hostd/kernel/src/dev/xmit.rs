@@ -32,6 +32,7 @@ impl Kernel {
         self.trace(Point::DevQueueXmit, skb.id, [u64::from(skb.len()), u64::from(queue), 0, 0]);
         if loopback {
             // No queue (`noqueue`): straight to the driver.
+            self.packet_tap_tx(&skb);
             self.trace_start_xmit(&skb, queue);
             self.loopback_xmit(skb);
             return Ok(());
@@ -144,6 +145,7 @@ impl Kernel {
         if device.queues[usize::from(queue)].stopped {
             return Err(skb);
         }
+        self.packet_tap_tx(&skb);
         self.trace_start_xmit(&skb, queue);
         let Some(device) = self.devs.get_mut(dev) else { return Err(skb) };
         let Some(driver) = device.driver.as_mut() else { return Err(skb) };

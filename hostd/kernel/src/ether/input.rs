@@ -44,6 +44,7 @@ impl Kernel {
         if !self.devs.get(IfIndex(skb.dev)).is_some_and(|d| d.up) {
             return self.kfree_skb(skb, DropReason::DevReady);
         }
+        self.packet_tap_rx(&skb);
         match skb.protocol {
             ETH_P_IP => self.ip_rcv(skb),
             ETH_P_ARP => self.arp_rcv(skb),

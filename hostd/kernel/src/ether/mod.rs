@@ -9,3 +9,4 @@ mod input;
 pub(crate) mod neigh;
 
 pub use neigh::NeighTable;
+pub(crate) use neigh::Nud;

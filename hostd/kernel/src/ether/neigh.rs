@@ -503,6 +503,12 @@ impl Kernel {
         Ok(())
     }
 
+    /// The link-layer address of a neighbour, if it is known.
+    pub(crate) fn neigh_mac(&self, dev: u32, addr: Ipv4Addr) -> Option<MacAddr> {
+        let entry = self.neigh.get(self.neigh.lookup(dev, addr)?)?;
+        entry.state.valid().then_some(entry.mac)
+    }
+
     /// Removes an entry (Linux `neigh_delete`).
     ///
     /// # Errors

@@ -9,6 +9,7 @@ use crate::skb::{Checksum, MAX_HEADER, MAX_SKB_FRAGS, PacketType, SkBuff};
 use crate::trace::Point;
 use alloc::boxed::Box;
 use alloc::vec::Vec;
+use arrayvec::ArrayVec;
 use core::net::Ipv4Addr;
 use hashbrown::HashMap;
 use rand_core::Rng;
@@ -251,6 +252,8 @@ impl Kernel {
             daddr: quoted.daddr,
             protocol: quoted.protocol,
             payload: quoted.payload,
+            quote: quote_of(&skb, &quoted),
+            report: (skb.ip.ttl, skb.ip.tos, skb.tstamp),
         };
         self.raw_err(&error);
         match quoted.protocol {
@@ -383,7 +386,20 @@ struct Quoted {
     daddr: Ipv4Addr,
     protocol: u8,
     total: u16,
+    hdr_len: u8,
     payload: [u8; 8],
+}
+
+/// The quoted payload, as much as is there and is kept; `skb` stands at the ICMP header.
+fn quote_of(skb: &SkBuff, quoted: &Quoted) -> ArrayVec<u8, { super::MAX_QUOTE }> {
+    let start = LEN + u32::from(quoted.hdr_len);
+    let whole = u32::from(quoted.total).saturating_sub(quoted.hdr_len.into());
+    let len = skb.len().saturating_sub(start).min(whole).min(super::MAX_QUOTE as u32);
+    let mut b = [0; super::MAX_QUOTE];
+    match skb.copy_bits(start, &mut b[..len as usize]) {
+        Ok(()) => b[..len as usize].iter().copied().collect(),
+        Err(_) => ArrayVec::new(),
+    }
 }
 
 impl Quoted {
@@ -395,6 +411,6 @@ impl Quoted {
         }
         let ip = |i: usize| Ipv4Addr::new(b[i], b[i + 1], b[i + 2], b[i + 3]);
         let payload = b[len..len + 8].try_into().ok()?;
-        Some(Self { saddr: ip(12), daddr: ip(16), protocol: b[9], total: u16::from_be_bytes([b[2], b[3]]), payload })
+        Some(Self { saddr: ip(12), daddr: ip(16), protocol: b[9], total: u16::from_be_bytes([b[2], b[3]]), hdr_len: len as u8, payload })
     }
 }

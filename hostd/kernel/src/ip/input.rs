@@ -134,6 +134,10 @@ impl Kernel {
         skb.shift_csum(-(hdr_len as i32));
         match protocol {
             1 | 6 | 17 => self.inc(Mib::IpInDelivers),
+            2 => {
+                self.inc(Mib::IpInDelivers);
+                return self.igmp_rcv(skb);
+            }
             _ if raw => {
                 self.inc(Mib::IpInDelivers);
                 return self.consume_skb(skb);

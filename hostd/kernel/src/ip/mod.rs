@@ -9,6 +9,7 @@ mod forward;
 mod frag;
 pub(crate) mod header;
 pub(crate) mod icmp;
+pub(crate) mod igmp;
 mod input;
 mod output;
 pub mod route;
@@ -17,6 +18,8 @@ pub use frag::Reassembly;
 pub use icmp::IcmpState;
 pub use route::Fib;
 
+use crate::time::Instant;
+use arrayvec::ArrayVec;
 use core::net::Ipv4Addr;
 
 /// Header fields of a packet that no connected socket sends.
@@ -39,7 +42,7 @@ pub struct IpOut {
 }
 
 /// What an ICMP error quotes of the packet that caused it.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct IcmpError {
     /// ICMP type (3, 11, 12, 4, 5).
     pub kind: u8,
@@ -57,7 +60,14 @@ pub struct IcmpError {
     pub protocol: u8,
     /// First octets of the quoted payload (ports, sequence number).
     pub payload: [u8; 8],
+    /// More of it, for the error queue: what was quoted, at most [`MAX_QUOTE`] octets.
+    pub quote: ArrayVec<u8, MAX_QUOTE>,
+    /// The report itself: time to live, type of service, arrival.
+    pub report: (u8, u8, Instant),
 }
+
+/// Octets of a quoted payload that are kept for the error queue.
+pub const MAX_QUOTE: usize = 64;
 
 /// A netfilter hook point (`NF_INET_*`): counted and traced; no rules yet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

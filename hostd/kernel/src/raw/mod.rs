@@ -8,7 +8,7 @@ use crate::Kernel;
 use crate::errno::Errno;
 use crate::ip::IcmpError;
 use crate::skb::{Checksum, SkBuff};
-use crate::sock::{Proto, Sock, SockId};
+use crate::sock::{AF_INET, Proto, Sock, SockId};
 use crate::syscall::{MsgState, Step, msg};
 use crate::udp::Path;
 use alloc::boxed::Box;
@@ -64,7 +64,7 @@ impl Kernel {
             let matches = (sk.rcv_saddr.is_unspecified() || sk.rcv_saddr == daddr)
                 && (sk.daddr.is_unspecified() || sk.daddr == saddr)
                 && (sk.bound_dev_if == 0 || sk.bound_dev_if == skb.dev)
-                && sk.speaks_ipv4();
+                && sk.family == AF_INET;
             if !matches {
                 continue;
             }
@@ -82,9 +82,12 @@ impl Kernel {
 
     /// Queues a clone unless the buffer is full (Linux `sock_queue_rcv_skb`).
     fn sock_queue_rcv(&mut self, id: SockId, skb: &SkBuff) {
-        let clone = self.skb_clone(skb);
+        let mut clone = self.skb_clone(skb);
         let mut sk = self.socks.take(id).expect("looked up a moment ago");
-        if sk.rmem_alloc >= sk.rcvbuf {
+        if !self.sk_filter(&mut sk, &mut clone, 1) {
+            self.kfree_skb(clone, DropReason::SocketFilter);
+        } else if sk.rmem_alloc >= sk.rcvbuf {
+            sk.drops = sk.drops.wrapping_add(1);
             self.kfree_skb(clone, DropReason::SocketRcvbuff);
         } else {
             self.dgram_queue(&mut sk, clone);
@@ -216,7 +219,7 @@ impl Kernel {
         }
         let ident = u16::from_be_bytes([e.payload[4], e.payload[5]]);
         if let Some(id) = self.ping_lookup(ident, e.saddr, 0) {
-            self.dgram_err(id, e, 0);
+            self.dgram_err(id, e, 0, 0);
         }
     }
 
@@ -229,7 +232,7 @@ impl Kernel {
                 (sk.rcv_saddr.is_unspecified() || sk.rcv_saddr == e.saddr) && (sk.daddr.is_unspecified() || sk.daddr == e.daddr)
             };
             if self.socks.get(id).is_some_and(fits) {
-                self.dgram_err(id, e, 0);
+                self.dgram_err(id, e, 0, 0);
             }
         }
     }

@@ -10,7 +10,7 @@ use crate::errno::Errno;
 use crate::sock::{RCV_SHUTDOWN, Sock};
 use crate::syscall::{MsgState, Step, msg};
 use crate::trace::Point;
-use crate::uaccess::copy_skb_to_iter;
+use crate::uaccess::{copy_run_to, copy_skb_to_iter};
 use crate::wait::queue::PollEvents;
 use ringlab_counters::CopyKind;
 
@@ -43,7 +43,8 @@ impl Kernel {
             if m.iter.count() == 0 && m.copied > 0 || total == 0 {
                 return self.tcp_recv_done(sk, m, start);
             }
-            let at = sk.tp().copied_seq + if peek { m.copied as u32 } else { 0 };
+            let ahead = if peek { m.copied as u32 + sk.opt.peek_off.unwrap_or(0) } else { 0 };
+            let at = sk.tp().copied_seq + ahead;
             match tcp_next(sk, at) {
                 Next::Data(index, offset, avail) => {
                     let limit = (RESCHED_AFTER - (m.copied - start).min(RESCHED_AFTER - 1)) as u32;
@@ -112,6 +113,9 @@ impl Kernel {
     }
 
     fn tcp_recv_done(&mut self, sk: &mut Sock, m: &MsgState, start: usize) -> Step<Result<usize, Errno>> {
+        if let (true, Some(at)) = (m.flags & msg::PEEK != 0, &mut sk.opt.peek_off) {
+            *at = at.saturating_add(m.copied as u32);
+        }
         self.tcp_cleanup_rbuf(sk, (m.copied - start) as u32);
         Step::Done(Ok(m.copied))
     }
@@ -141,6 +145,9 @@ impl Kernel {
         m.copied += used as usize;
         if peek {
             return Ok(());
+        }
+        if let Some(at) = &mut sk.opt.peek_off {
+            *at = at.saturating_sub(used);
         }
         tp!(sk).copied_seq += used;
         self.tcp_rcv_space_adjust(sk);
@@ -175,7 +182,7 @@ impl Kernel {
     /// `MSG_OOB` (Linux `tcp_recv_urg`).
     fn tcp_recv_urg(&mut self, sk: &mut Sock, m: &mut MsgState) -> Result<usize, Errno> {
         let tp = tp!(sk);
-        if sk.opt.oobinline || tp.urg_seq.is_none() {
+        if sk.opt.oobinline || tp.urg_seq.is_none() || tp.urg_read {
             return Err(Errno::EINVAL);
         }
         if tp.state == State::Close {
@@ -192,7 +199,8 @@ impl Kernel {
         m.out_flags |= msg::OOB;
         let n = copy_skb_to_iter(&mut *self.mem, m.task, &sk.receive_queue[index], offset, 1, &mut m.iter)?;
         if m.flags & msg::PEEK == 0 {
-            tp!(sk).urg_data = None;
+            let tp = tp!(sk);
+            (tp.urg_data, tp.urg_read) = (None, true);
         }
         Ok(n as usize)
     }
@@ -201,10 +209,11 @@ impl Kernel {
         let Some(run) = m.iter.next_run(1) else { return Ok(0) };
         let buf = self.config.pool.alloc(1).ok_or(Errno::ENOBUFS)?;
         buf.slice(0, 1).write(&[octet]);
-        self.mem.copy_to_user(m.task, run.addr, &[buf.slice(0, 1)])?;
+        copy_run_to(&mut *self.mem, m.task, m.iter.source(), run.addr, &[buf.slice(0, 1)])?;
         m.out_flags |= msg::OOB;
         if m.flags & msg::PEEK == 0 {
-            tp!(sk).urg_data = None;
+            let tp = tp!(sk);
+            (tp.urg_data, tp.urg_read) = (None, true);
         }
         Ok(1)
     }

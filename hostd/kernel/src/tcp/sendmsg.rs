@@ -37,6 +37,10 @@ impl Kernel {
         if m.copied == 0 {
             self.trace(Point::TcpSendmsg, 0, [u64::from(sk.id.0), m.iter.count(), 0, 0]);
         }
+        if m.flags & msg::FASTOPEN != 0 {
+            // Data on the SYN: `net.ipv4.tcp_fastopen` is 0.
+            return Step::Done(Err(Errno::EOPNOTSUPP));
+        }
         match sk.tp().state {
             State::Established | State::CloseWait => {}
             State::SynSent | State::SynRecv if sk.shutdown & SEND_SHUTDOWN == 0 => return self.tcp_send_wait_connect(sk, m),

@@ -83,6 +83,8 @@ pub struct TcpSock {
     pub urg_seq: Option<SeqNum>,
     /// The urgent octet, when it has come and not been read.
     pub urg_data: Option<u8>,
+    /// It was read out of band.
+    pub urg_read: bool,
 
     // Segment sizes, octets of payload.
     /// Current MSS, options subtracted.
@@ -202,6 +204,10 @@ pub struct TcpSock {
     pub defer_accept: u8,
     /// `TCP_NOTSENT_LOWAT`; 0: the host's.
     pub notsent_lowat: u32,
+    /// `TCP_FASTOPEN`: the queue's length; without servers' Fast Open (the default) it stays empty.
+    pub fastopen_qlen: i32,
+    /// `TCP_THIN_LINEAR_TIMEOUTS`.
+    pub thin_lto: bool,
     /// Keepalive and other limits.
     pub user: UserTimers,
 
@@ -263,6 +269,7 @@ impl TcpSock {
             scaling_ratio: TCP_DEFAULT_SCALING_RATIO,
             urg_seq: None,
             urg_data: None,
+            urg_read: false,
             mss_cache: TCP_MSS_DEFAULT,
             advmss: TCP_MSS_DEFAULT,
             pmtu_cookie: 0,
@@ -316,6 +323,8 @@ impl TcpSock {
             cork: false,
             defer_accept: 0,
             notsent_lowat: 0,
+            fastopen_qlen: 0,
+            thin_lto: false,
             user: UserTimers::default(),
             listen: None,
             parent: None,

@@ -30,25 +30,22 @@ pub mod opt {
     pub const QUICKACK: i32 = 12;
     pub const CONGESTION: i32 = 13;
     pub const MD5SIG: i32 = 14;
+    pub const THIN_LINEAR_TIMEOUTS: i32 = 16;
+    pub const THIN_DUPACK: i32 = 17;
     pub const USER_TIMEOUT: i32 = 18;
     pub const FASTOPEN: i32 = 23;
-    pub const TIMESTAMP: i32 = 24;
     pub const NOTSENT_LOWAT: i32 = 25;
-    pub const CC_INFO: i32 = 26;
-    pub const SAVE_SYN: i32 = 27;
-    pub const SAVED_SYN: i32 = 28;
     pub const FASTOPEN_CONNECT: i32 = 30;
     pub const ULP: i32 = 31;
     pub const FASTOPEN_KEY: i32 = 33;
-    pub const INQ: i32 = 36;
-    pub const TX_DELAY: i32 = 37;
+    pub const IS_MPTCP: i32 = 43;
 }
 
 /// Largest seconds of a keepalive option, and probes.
 const MAX_KEEPALIVE: i32 = 32767;
 const MAX_PROBES: i32 = 127;
-/// Octets of Linux's `struct tcp_info` up to `tcpi_snd_wnd`.
-const INFO_LEN: usize = 232;
+/// Octets of Linux's `struct tcp_info` up to `tcpi_total_rto_time`.
+const INFO_LEN: usize = 248;
 
 impl Kernel {
     /// `setsockopt(IPPROTO_TCP)`.
@@ -56,8 +53,11 @@ impl Kernel {
     /// # Errors
     /// `EINVAL`, `ENOENT` for an unknown congestion control, `ENOPROTOOPT`.
     pub(crate) fn tcp_setsockopt(&mut self, sk: &mut Sock, name: i32, val: OptVal) -> Result<(), Errno> {
-        if name == opt::CONGESTION {
-            return self.tcp_set_congestion_control(sk, val);
+        match name {
+            opt::CONGESTION => return self.tcp_set_congestion_control(sk, val),
+            // No upper-layer protocol is built in (kTLS would be one).
+            opt::ULP => return Err(Errno::ENOENT),
+            _ => {}
         }
         let OptVal::Int(n) = val else { return Err(Errno::EINVAL) };
         let range = |low, high| if (low..=high).contains(&n) { Ok(n) } else { Err(Errno::EINVAL) };
@@ -116,6 +116,13 @@ impl Kernel {
                 tp.notsent_lowat = n as u32;
                 self.tcp_check_space(sk);
             }
+            opt::FASTOPEN if n >= 0 && matches!(tp.state, State::Close | State::Listen) => tp.fastopen_qlen = n,
+            opt::FASTOPEN => return Err(Errno::EINVAL),
+            opt::FASTOPEN_CONNECT if !(0..=1).contains(&n) => return Err(Errno::EINVAL),
+            opt::FASTOPEN_CONNECT => return Err(Errno::EOPNOTSUPP),
+            // Thin streams have no timer of their own any more.
+            opt::THIN_DUPACK => drop(range(0, 1)?),
+            opt::THIN_LINEAR_TIMEOUTS => tp.thin_lto = range(0, 1)? == 1,
             _ => return Err(Errno::ENOPROTOOPT),
         }
         Ok(())
@@ -194,6 +201,10 @@ impl Kernel {
                 b[..name.len()].copy_from_slice(name);
                 return Ok(OptVal::Bytes(b.to_vec()));
             }
+            opt::FASTOPEN => tp.fastopen_qlen,
+            opt::FASTOPEN_CONNECT | opt::THIN_DUPACK | opt::IS_MPTCP => 0,
+            opt::THIN_LINEAR_TIMEOUTS => tp.thin_lto.into(),
+            opt::ULP => return Ok(OptVal::Bytes(Vec::new())),
             opt::INFO => return Ok(OptVal::Bytes(tp.info_bytes(self.now))),
             _ => return Err(Errno::ENOPROTOOPT),
         };
@@ -372,7 +383,8 @@ impl TcpSock {
         for n in [self.total.bytes_sent, self.total.bytes_retrans] {
             b.extend(n.to_le_bytes());
         }
-        for w in [self.total.dsack_dups, self.total.reord_seen, 0, self.snd_wnd] {
+        // Then: rehashes, and timeouts (16 bits each: their number, recoveries), which are not counted a connection.
+        for w in [self.total.dsack_dups, self.total.reord_seen, 0, self.snd_wnd, self.rcv_wnd, 0, 0, 0] {
             b.extend(w.to_le_bytes());
         }
         debug_assert_eq!(b.len(), INFO_LEN);

@@ -90,8 +90,13 @@ impl Kernel {
     }
 
     fn udp_queue_rcv(&mut self, id: SockId, mut skb: Box<SkBuff>) {
-        skb.pull(UDP_HLEN).expect("the header was read");
         let mut sk = self.socks.take(id).expect("looked up a moment ago");
+        if sk.filter.is_some() && !self.sk_filter(&mut sk, &mut skb, UDP_HLEN) {
+            self.mib.inc(Mib::UdpInErrors);
+            self.kfree_skb(skb, DropReason::SocketFilter);
+            return self.socks.put(sk);
+        }
+        skb.pull(UDP_HLEN).expect("the header was read");
         if sk.owned && self.config.udp_backlog {
             if sk.backlog_len + sk.rmem_alloc > sk.rcvbuf {
                 self.mib.inc(Mib::UdpRcvbufErrors);
@@ -116,6 +121,7 @@ impl Kernel {
         // One datagram is taken whatever its size.
         if sk.rmem_alloc.saturating_add(skb.truesize) > sk.rcvbuf && sk.rmem_alloc > 0 {
             self.mib.inc(Mib::UdpRcvbufErrors);
+            sk.drops = sk.drops.wrapping_add(1);
             return self.udp_bad(skb, DropReason::SocketRcvbuff);
         }
         self.dgram_queue(sk, skb);
@@ -150,13 +156,18 @@ impl Kernel {
             return Step::Done(Err(e));
         }
         if m.flags & msg::PEEK != 0
-            && let Some(skb) = sk.receive_queue.front()
+            && let Some((index, off)) = peek_at(sk)
         {
-            let copied = copy_skb_to_iter(&mut *self.mem, m.task, skb, 0, skb.len(), &mut m.iter);
-            let done = copied.map(|n| self.dgram_report(sk, sk.receive_queue.front().expect("peeked"), n, m));
+            let skb = &sk.receive_queue[index];
+            let copied = copy_skb_to_iter(&mut *self.mem, m.task, skb, off, skb.len() - off, &mut m.iter);
+            let done = copied.map(|n| self.dgram_report(sk, &sk.receive_queue[index], n, off, m));
+            if let (Some(at), Ok(n)) = (&mut sk.opt.peek_off, &copied) {
+                *at = at.saturating_add(*n);
+            }
             return Step::Done(done);
         }
-        let Some(skb) = sk.receive_queue.pop_front() else {
+        let peek_in_vain = m.flags & msg::PEEK != 0;
+        let Some(skb) = (if peek_in_vain { None } else { sk.receive_queue.pop_front() }) else {
             if sk.shutdown & RCV_SHUTDOWN != 0 {
                 return Step::Done(Ok(0));
             }
@@ -167,18 +178,22 @@ impl Kernel {
             };
         };
         sk.rmem_alloc -= skb.truesize;
+        sk.stamp = Some(skb.tstamp);
+        if let Some(at) = &mut sk.opt.peek_off {
+            *at = at.saturating_sub(skb.len());
+        }
         let copied = copy_skb_to_iter(&mut *self.mem, m.task, &skb, 0, skb.len(), &mut m.iter);
         let udp = matches!(sk.proto, Proto::Udp(_));
         if udp {
             self.mib.inc(if copied.is_ok() { Mib::UdpInDatagrams } else { Mib::UdpInErrors });
         }
-        let done = copied.map(|n| self.dgram_report(sk, &skb, n, m));
+        let done = copied.map(|n| self.dgram_report(sk, &skb, n, 0, m));
         self.consume_skb(skb);
         Step::Done(done)
     }
 
     /// Accounts the copy; says who sent it, and whatever else the program asked for. Returns the call's result.
-    fn dgram_report(&mut self, sk: &Sock, skb: &SkBuff, copied: u32, m: &mut MsgState) -> usize {
+    fn dgram_report(&mut self, sk: &Sock, skb: &SkBuff, copied: u32, off: u32, m: &mut MsgState) -> usize {
         self.copies.inc(CopyKind::SkbToUser);
         self.copies.add(CopyKind::SkbToUserBytes, copied.into());
         self.trace(Point::CopyToUser, skb.id, [sk.id.0.into(), copied.into(), 0, 0]);
@@ -190,9 +205,19 @@ impl Kernel {
         if sk.opt.timestamp {
             m.control.push(Control::Timestamp(skb.tstamp.0));
         }
+        if sk.opt.timestampns {
+            m.control.push(Control::TimestampNs(skb.tstamp.0));
+        }
+        if sk.opt.rxq_ovfl && sk.drops > 0 {
+            m.control.push(Control::RxqOvfl(sk.drops));
+        }
         let daddr = Ipv4Addr::from(skb.ip.daddr);
         if sk.inet.pktinfo {
-            m.control.push(Control::PktInfo(skb.dev, daddr, daddr));
+            let local = if skb.ip.non_unicast { self.local_addr_of(skb.dev) } else { daddr };
+            m.control.push(Control::PktInfo(skb.dev, local, daddr));
+        }
+        if sk.inet.pktinfo6 && sk.family != crate::sock::AF_INET {
+            m.control.push(Control::PktInfo6(skb.dev, daddr.to_ipv6_mapped()));
         }
         if sk.inet.recvttl {
             m.control.push(Control::Ttl(skb.ip.ttl));
@@ -200,10 +225,13 @@ impl Kernel {
         if sk.inet.recvtos {
             m.control.push(Control::Tos(skb.ip.tos));
         }
-        if copied < skb.len() {
+        if sk.inet.recvorigdst {
+            m.control.push(Control::OrigDst(SocketAddrV4::new(daddr, skb.tcp.dport)));
+        }
+        if copied < skb.len() - off {
             m.out_flags |= msg::TRUNC;
             if m.flags & msg::TRUNC != 0 {
-                return skb.len() as usize;
+                return (skb.len() - off) as usize;
             }
         }
         copied as usize
@@ -214,11 +242,12 @@ impl Kernel {
         let port = |i: usize| u16::from_be_bytes([e.payload[i], e.payload[i + 1]]);
         let tuple = Tuple { saddr: e.daddr, sport: port(2), daddr: e.saddr, dport: port(0), dev: 0 };
         let Some(id) = self.udp_lookup(&tuple) else { return };
-        self.dgram_err(id, e, tuple.sport);
+        self.dgram_err(id, e, tuple.sport, UDP_HLEN as usize);
     }
 
-    /// Tells a datagram socket of an ICMP error: connected ones the fatal ones, those with `IP_RECVERR` all.
-    pub(crate) fn dgram_err(&mut self, id: SockId, e: &IcmpError, dport: u16) {
+    /// Tells a datagram socket of an ICMP error: connected ones the fatal ones, those with `IP_RECVERR` all. The
+    /// program's payload begins `skip` octets after the IP header.
+    pub(crate) fn dgram_err(&mut self, id: SockId, e: &IcmpError, dport: u16, skip: usize) {
         let Some(mut sk) = self.socks.take(id) else { return };
         if let Some((errno, fatal)) = icmp_errno(e, sk.inet.pmtudisc) {
             if sk.inet.recverr {
@@ -230,6 +259,8 @@ impl Kernel {
                     info: e.info,
                     offender: e.from,
                     addr: SocketAddrV4::new(e.daddr, dport),
+                    data: e.quote.iter().skip(skip).copied().collect(),
+                    report: e.report,
                 });
             }
             if sk.inet.recverr || fatal && sk.is_connected_dgram() {
@@ -239,6 +270,18 @@ impl Kernel {
         }
         self.socks.put(sk);
     }
+}
+
+/// The datagram that `MSG_PEEK` looks at, and where in it: those before `SO_PEEK_OFF` are passed over.
+fn peek_at(sk: &Sock) -> Option<(usize, u32)> {
+    let mut off = sk.opt.peek_off.unwrap_or(0);
+    for (index, skb) in sk.receive_queue.iter().enumerate() {
+        if off == 0 || off < skb.len() {
+            return Some((index, off));
+        }
+        off -= skb.len();
+    }
+    None
 }
 
 /// Charges a packet that nobody has measured yet; returns what it costs.

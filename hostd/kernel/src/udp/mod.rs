@@ -44,7 +44,7 @@ impl Kernel {
         let to = sk.to_ipv4(to)?;
         let ip = if to.ip().is_unspecified() { Ipv4Addr::LOCALHOST } else { *to.ip() };
         self.inet_autobind(sk)?;
-        let oif = if ip.is_multicast() && sk.bound_dev_if == 0 { sk.inet.mc_if } else { sk.bound_dev_if };
+        let oif = sk.dgram_oif(ip);
         let route = self.ip_route_output(Flow { daddr: ip, saddr: sk.saddr, oif })?;
         if route.kind == RouteKind::Broadcast && !sk.opt.broadcast {
             return Err(Errno::EACCES);
@@ -100,6 +100,17 @@ impl Kernel {
         match &sk.proto {
             crate::sock::Proto::Udp(up) if name == UDP_CORK => Ok(OptVal::Int(up.corked.into())),
             _ => Err(Errno::ENOPROTOOPT),
+        }
+    }
+}
+
+impl Sock {
+    /// Interface that the socket's options choose for a destination; 0: the route's.
+    pub(crate) fn dgram_oif(&self, to: Ipv4Addr) -> u32 {
+        match self.bound_dev_if {
+            0 if to.is_multicast() => self.inet.mc_if,
+            0 => self.inet.unicast_if,
+            dev => dev,
         }
     }
 }

@@ -126,7 +126,7 @@ impl Kernel {
         let to = destination(sk, m.addr)?;
         let multicast = to.ip().is_multicast();
         let mut saddr = sk.saddr;
-        let mut oif = if multicast && sk.bound_dev_if == 0 { sk.inet.mc_if } else { sk.bound_dev_if };
+        let mut oif = sk.dgram_oif(*to.ip());
         let mut tos = sk.inet.tos;
         let mut ttl = if multicast { Some(sk.inet.mc_ttl.unwrap_or(1)) } else { sk.inet.ttl };
         let cached = m.addr.is_none() && m.control.is_empty();
@@ -162,6 +162,10 @@ impl Kernel {
         };
         if route.kind == RouteKind::Broadcast && !sk.opt.broadcast {
             return Err(Errno::EACCES);
+        }
+        // `RT_SCOPE_LINK`: no way by a gateway is looked for.
+        if (sk.opt.dontroute || m.flags & msg::DONTROUTE != 0) && route.kind == RouteKind::Unicast && route.nexthop != *to.ip() {
+            return Err(Errno::ENETUNREACH);
         }
         let saddr = if saddr.is_unspecified() { route.saddr } else { saddr };
         Ok(Path { route, saddr, to, tos, ttl })
@@ -231,7 +235,9 @@ impl Kernel {
         let mut hdr = UdpHdr { sport: sk.sport, dport: path.to.port(), len: len as u16, csum: 0 };
         let pseudo = pseudo_sum(path.saddr.into(), (*path.to.ip()).into(), 17, len);
         let whole = len + IP_HLEN <= path.route.mtu;
-        if whole {
+        if sk.opt.no_check {
+            skb.csum = Checksum::None;
+        } else if whole {
             hdr.csum = fold(pseudo);
             skb.csum = Checksum::Partial { start: 0, offset: 6 };
         } else {
@@ -253,7 +259,7 @@ impl Kernel {
     /// Charges the packet to the socket and hands it to IP, with the socket's choice about fragmentation.
     pub(crate) fn dgram_output(&mut self, sk: &mut Sock, mut skb: Box<SkBuff>, path: &Path, protocol: u8) -> Result<(), Errno> {
         let whole = skb.len() + IP_HLEN <= path.route.mtu;
-        let df = sk.inet.pmtudisc >= 2 || sk.inet.pmtudisc == 1 && whole;
+        let df = matches!(sk.inet.pmtudisc, 2 | 3) || sk.inet.pmtudisc == 1 && whole;
         self.dgram_charge(sk, &mut skb);
         let id = sk.is_connected_dgram().then(|| {
             sk.ip_id = sk.ip_id.wrapping_add(1);
@@ -285,6 +291,8 @@ impl Kernel {
                 info,
                 offender: Ipv4Addr::UNSPECIFIED,
                 addr: path.to,
+                data: arrayvec::ArrayVec::new(),
+                report: (0, 0, self.now),
             });
         }
         Errno::EMSGSIZE

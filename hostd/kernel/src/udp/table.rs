@@ -147,7 +147,7 @@ impl Kernel {
         let wanted = |sk: &Sock| {
             t.admits(sk)
                 && (sk.rcv_saddr.is_unspecified() || sk.rcv_saddr == t.daddr)
-                && (!t.daddr.is_multicast() || !sk.inet.mc_all_off || sk.inet.mc_groups.contains(&(t.daddr, t.dev)))
+                && (!t.daddr.is_multicast() || sk.mc_sf_allow(t.daddr, t.saddr, t.dev))
         };
         let found = list.iter().enumerate().skip(from).find(|&(_, &id)| self.socks.get(id).is_some_and(wanted));
         found.map(|(i, &id)| (id, i + 1))

@@ -9,13 +9,14 @@ use crate::cpu::sched::TaskId;
 use crate::errno::Errno;
 use crate::ip::route::RouteKind;
 use crate::sock::{AF_INET, AF_INET6, Proto, RCV_SHUTDOWN, SEND_SHUTDOWN, Sock, SockId, SockState};
+use crate::syscall::abi::AF_PACKET;
 use crate::syscall::exec::{Flow, Op};
 use crate::syscall::{Fd, NetlinkAddr, Ret, Shutdown, Step};
 use crate::tcp::{State, TcpSock};
 use crate::udp::UdpSock;
 use crate::wait::queue::PollEvents;
 use alloc::boxed::Box;
-use core::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use core::net::{Ipv4Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use core::time::Duration;
 
 const SOCK_STREAM: i32 = 1;
@@ -51,9 +52,23 @@ impl Sock {
             (_, SocketAddr::V4(a)) => Ok(a),
             (_, SocketAddr::V6(a)) => match a.ip().to_ipv4_mapped() {
                 Some(ip) if !self.inet.v6only => Ok(SocketAddrV4::new(ip, a.port())),
-                _ => Err(Errno::ENETUNREACH),
+                Some(_) => Err(Errno::ENETUNREACH),
+                None => Err(self.no_ipv6(&a)),
             },
         }
+    }
+
+    /// What a host without IPv6 answers to an IPv6 destination: `lo` has no `::1`, and no link has a prefix.
+    fn no_ipv6(&self, to: &SocketAddrV6) -> Errno {
+        let (ip, tcp) = (to.ip(), matches!(self.proto, Proto::Tcp(_)));
+        if ip.is_multicast() && tcp {
+            return Errno::ENETUNREACH;
+        }
+        let link_local = ip.segments()[0] & 0xffc0 == 0xfe80 || ip.segments()[0] & 0xff0f == 0xff02;
+        if link_local && to.scope_id() == 0 && self.bound_dev_if == 0 {
+            return Errno::EINVAL;
+        }
+        if ip.is_loopback() || ip.is_unspecified() || link_local { Errno::EADDRNOTAVAIL } else { Errno::ENETUNREACH }
     }
 
     fn bind_addr(&self, addr: SocketAddr) -> Result<SocketAddrV4, Errno> {
@@ -65,6 +80,8 @@ impl Sock {
             (_, SocketAddr::V6(a)) => match a.ip().to_ipv4_mapped() {
                 Some(_) if self.inet.v6only => Err(Errno::EINVAL),
                 Some(ip) => Ok(SocketAddrV4::new(ip, a.port())),
+                None if a.ip().is_multicast() => Err(Errno::EINVAL),
+                None if a.ip().segments()[0] & 0xffc0 == 0xfe80 && a.scope_id() == 0 => Err(Errno::EINVAL),
                 None => Err(Errno::EADDRNOTAVAIL),
             },
         }
@@ -106,6 +123,7 @@ impl Kernel {
         let proto = match domain as u16 {
             AF_INET | AF_INET6 => choose_proto(domain, kind, protocol)?,
             AF_NETLINK => choose_netlink(kind, protocol)?,
+            AF_PACKET => Self::packet_create(kind, protocol)?,
             _ => return Err(Errno::EAFNOSUPPORT),
         };
         self.fd_table(task).unused(0)?;
@@ -119,8 +137,14 @@ impl Kernel {
         sk.opt.rcvlowat = 1;
         match &sk.proto {
             Proto::Tcp(_) => self.tcp_init_sock(&mut sk),
-            Proto::Raw { protocol, .. } => self.raw_hash(*protocol, id),
-            Proto::Udp(_) | Proto::Ping | Proto::Netlink(_) => {}
+            &Proto::Raw { protocol, .. } => {
+                sk.opt.reuseaddr = true;
+                self.raw_hash(protocol, id);
+            }
+            // Linux sets it on both, so that several may have the same number.
+            Proto::Ping => sk.opt.reuseaddr = true,
+            Proto::Packet(_) => self.packet_hook(&mut sk),
+            Proto::Udp(_) | Proto::Netlink(_) => {}
         }
         self.socks.put(sk);
         self.install_sock(task, id, flags)
@@ -142,13 +166,14 @@ impl Kernel {
     }
 
     fn inet_bind(&mut self, sk: &mut Sock, addr: SocketAddr) -> Result<(), Errno> {
-        if sk.family == AF_NETLINK {
+        if matches!(sk.proto, Proto::Packet(_) | Proto::Netlink(_)) {
             return Err(Errno::EINVAL);
         }
+        let mapped_any = matches!(addr, SocketAddr::V6(a) if *a.ip() == Ipv4Addr::UNSPECIFIED.to_ipv6_mapped());
         let addr = sk.bind_addr(addr)?;
         let ip = *addr.ip();
         let kind = if ip.is_unspecified() { RouteKind::Local } else { self.inet_addr_type(ip) };
-        if kind == RouteKind::Unicast && !sk.inet.freebind {
+        if kind == RouteKind::Unicast && !sk.inet.freebind && !sk.inet.transparent {
             return Err(Errno::EADDRNOTAVAIL);
         }
         if let Proto::Raw { .. } = sk.proto {
@@ -163,10 +188,13 @@ impl Kernel {
         let before = (sk.saddr, sk.rcv_saddr);
         sk.rcv_saddr = ip;
         sk.saddr = if matches!(kind, RouteKind::Broadcast | RouteKind::Multicast) { Ipv4Addr::UNSPECIFIED } else { ip };
-        if let Err(e) = self.get_port(sk, addr.port()) {
+        // `IP_BIND_ADDRESS_NO_PORT`: the port is chosen when the peer is known.
+        let later = addr.port() == 0 && sk.inet.bind_no_port;
+        if !later && let Err(e) = self.get_port(sk, addr.port()) {
             (sk.saddr, sk.rcv_saddr) = before;
             return Err(e);
         }
+        sk.inet.mapped_any = mapped_any;
         sk.bound_addr = !ip.is_unspecified();
         sk.bound_port = addr.port() != 0;
         sk.daddr = Ipv4Addr::UNSPECIFIED;
@@ -181,7 +209,7 @@ impl Kernel {
             Proto::Tcp(_) => self.tcp_get_port(sk, sk.rcv_saddr, port),
             Proto::Udp(_) => self.udp_get_port(sk, port),
             Proto::Ping => self.ping_get_port(sk, port),
-            Proto::Raw { .. } | Proto::Netlink(_) => Ok(()),
+            Proto::Raw { .. } | Proto::Netlink(_) | Proto::Packet(_) => Ok(()),
         }
     }
 
@@ -280,6 +308,7 @@ impl Kernel {
             Err(e) => return Flow::Done(Ret::Err(e)),
         };
         let begun = self.lock_sock(id, |k, sk| match (&sk.proto, to) {
+            (Proto::Packet(_), _) => Err(Errno::EOPNOTSUPP),
             (Proto::Tcp(_), Some(to)) => k.stream_connect(sk, to).map(Some),
             (Proto::Tcp(_), None) => k.stream_disconnect(sk).map(|()| None),
             (Proto::Netlink(_), Some(_)) => Err(Errno::EINVAL),
@@ -307,6 +336,7 @@ impl Kernel {
                 if sk.state() != State::Close {
                     return Err(Errno::EISCONN);
                 }
+                // On `AF_INET6`, `::` means its own loopback, which there is not.
                 let to = sk.to_ipv4(to)?;
                 let ip = if to.ip().is_unspecified() { Ipv4Addr::LOCALHOST } else { *to.ip() };
                 self.tcp_v4_connect(sk, SocketAddrV4::new(ip, to.port()))?;
@@ -380,6 +410,9 @@ impl Kernel {
             Shutdown::Wr => SEND_SHUTDOWN,
             Shutdown::RdWr => RCV_SHUTDOWN | SEND_SHUTDOWN,
         };
+        if matches!(sk.proto, Proto::Packet(_)) {
+            return Err(Errno::EOPNOTSUPP);
+        }
         let state = sk.state();
         if sk.ss == SockState::Connecting {
             let ended = matches!(state, State::SynSent | State::SynRecv | State::Close);
@@ -412,7 +445,13 @@ impl Kernel {
         if let Some(name) = Self::netlink_getname(sk, false) {
             return Ok(name);
         }
+        if let Proto::Packet(po) = &sk.proto {
+            return Ok(self.packet_getname(sk, po.protocol));
+        }
         let addr = if sk.rcv_saddr.is_unspecified() { sk.saddr } else { sk.rcv_saddr };
+        if sk.inet.mapped_any && addr.is_unspecified() {
+            return Ok(Ret::Addr((addr.to_ipv6_mapped(), sk.sport).into()));
+        }
         Ok(Ret::Addr(sk.to_user_addr(addr, sk.sport)))
     }
 
@@ -422,6 +461,9 @@ impl Kernel {
         let sk = self.socks.get(id).ok_or(Errno::EBADF)?;
         if let Some(name) = Self::netlink_getname(sk, true) {
             return Ok(name);
+        }
+        if matches!(sk.proto, Proto::Packet(_)) {
+            return Err(Errno::EOPNOTSUPP);
         }
         if sk.dport == 0 || matches!(sk.state(), State::Close | State::SynSent) {
             return Err(Errno::ENOTCONN);
@@ -506,6 +548,7 @@ impl Kernel {
             Proto::Ping => self.ping_unhash(&sk),
             Proto::Netlink(_) => self.netlink_release(&sk),
             Proto::Raw { protocol, .. } => self.raw_unhash(protocol, id),
+            Proto::Packet(_) => self.packet_release(&mut sk),
             Proto::Tcp(_) => unreachable!("handled above"),
         }
         self.socks.remove_taken(id);

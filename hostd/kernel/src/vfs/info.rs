@@ -43,6 +43,8 @@ impl Kernel {
             Proto::Udp(_) => ("udp", sk.sport),
             Proto::Ping => ("icmp", sk.sport),
             Proto::Netlink(_) => ("nl", 0),
+            Proto::Packet(ref po) if po.kind() == 3 => ("p_raw", po.protocol),
+            Proto::Packet(ref po) => ("p_dgr", po.protocol),
             Proto::Raw { protocol, .. } => ("raw", protocol.into()),
         };
         let tcp = matches!(sk.proto, Proto::Tcp(_));

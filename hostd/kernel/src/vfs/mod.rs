@@ -17,10 +17,14 @@ pub(crate) mod ethtool;
 pub mod fd;
 mod fown;
 mod ifioctl;
+mod ifset;
 pub(crate) mod info;
+mod ipopt;
+pub mod mcast;
 pub(crate) mod mmsg;
 pub(crate) mod msg;
 pub mod netlink;
+mod optkept;
 pub(crate) mod optnum;
 mod optraw;
 pub mod procfs;
@@ -82,7 +86,7 @@ pub struct Vfs {
     tables: Vec<Option<(FdTable, u32)>>,
     free_tables: Vec<u32>,
     /// Multicast groups joined on an interface, and by how many sockets.
-    groups: BTreeMap<(Ipv4Addr, u32), u32>,
+    pub(crate) groups: BTreeMap<(Ipv4Addr, u32), u32>,
 }
 
 impl Vfs {

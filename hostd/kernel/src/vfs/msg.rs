@@ -4,11 +4,11 @@ use super::{FileId, FileKind};
 use crate::Kernel;
 use crate::cpu::sched::TaskId;
 use crate::errno::Errno;
-use crate::sock::{Proto, RCV_SHUTDOWN, Sock, SockId};
+use crate::sock::{AF_INET, Proto, RCV_SHUTDOWN, Sock, SockId};
 use crate::syscall::exec::{Flow, Op};
 use crate::syscall::{Control, Fd, MsgState, Ret, Step, msg};
 use crate::tcp::State;
-use crate::uaccess::{Iov, IovIter};
+use crate::uaccess::{Iov, IovIter, copy_run_to};
 use crate::wait::queue::PollEvents;
 use alloc::vec::Vec;
 use core::net::SocketAddr;
@@ -46,7 +46,7 @@ impl Kernel {
         }
     }
 
-    pub(super) fn msg_state(&self, task: TaskId, file: FileId, iov: Iov, flags: u32) -> MsgState {
+    pub(crate) fn msg_state(&self, task: TaskId, file: FileId, iov: Iov, flags: u32) -> MsgState {
         let nonblock = flags & msg::DONTWAIT != 0 || self.vfs.nonblock(file);
         MsgState {
             task,
@@ -57,6 +57,7 @@ impl Kernel {
             give_up: None,
             addr: None,
             netlink: None,
+            link: None,
             out_flags: 0,
             control: Vec::new(),
         }
@@ -96,7 +97,7 @@ impl Kernel {
     }
 
     fn sock_sendmsg(&mut self, sk: &mut Sock, m: &mut MsgState) -> Step<Result<usize, Errno>> {
-        if !matches!(sk.proto, Proto::Tcp(_) | Proto::Raw { .. } | Proto::Netlink(_))
+        if !matches!(sk.proto, Proto::Tcp(_) | Proto::Raw { .. } | Proto::Netlink(_) | Proto::Packet(_))
             && let Err(e) = self.inet_autobind(sk)
         {
             return Step::Done(Err(e));
@@ -105,6 +106,7 @@ impl Kernel {
             Proto::Tcp(_) => self.tcp_sendmsg(sk, m),
             Proto::Udp(_) => self.udp_sendmsg(sk, m),
             Proto::Ping => self.ping_sendmsg(sk, m),
+            Proto::Packet(_) => self.packet_sendmsg(sk, m),
             Proto::Raw { .. } => self.raw_sendmsg(sk, m),
             Proto::Netlink(_) => self.netlink_sendmsg(sk, m),
         }
@@ -142,7 +144,10 @@ impl Kernel {
                     if let Some(from) = m.netlink {
                         return Flow::Done(Ret::ReceivedNetlink { len, from, flags: m.out_flags, control: m.control });
                     }
-                    return Flow::Done(Ret::Received { len, from: m.addr, flags: m.out_flags, control: m.control });
+                    return Flow::Done(match m.link {
+                        Some(from) => Ret::ReceivedLink { len, from, flags: m.out_flags, control: m.control },
+                        None => Ret::Received { len, from: m.addr, flags: m.out_flags, control: m.control },
+                    });
                 }
                 Some(Some(Err(e))) => return Flow::Done(Ret::Err(e)),
                 Some(None) => {}
@@ -156,11 +161,12 @@ impl Kernel {
 
     fn sock_recvmsg(&mut self, sk: &mut Sock, m: &mut MsgState) -> Step<Result<usize, Errno>> {
         if m.flags & msg::ERRQUEUE != 0 {
-            return Step::Done(Self::recv_error(sk, m));
+            return Step::Done(self.recv_error(sk, m));
         }
         match sk.proto {
             Proto::Tcp(_) => self.tcp_recvmsg(sk, m),
             Proto::Netlink(_) => self.netlink_recvmsg(sk, m),
+            Proto::Packet(_) => self.packet_recvmsg(sk, m),
             _ => self.dgram_recvmsg(sk, m),
         }
     }
@@ -174,15 +180,45 @@ impl Kernel {
         }
     }
 
-    /// Takes an entry of the error queue (Linux `ip_recv_error`). The quoted payload is not kept.
-    fn recv_error(sk: &mut Sock, m: &mut MsgState) -> Result<usize, Errno> {
+    /// Takes an entry of the error queue (Linux `ip_recv_error`). With it comes what was quoted of the datagram.
+    fn recv_error(&mut self, sk: &mut Sock, m: &mut MsgState) -> Result<usize, Errno> {
         let e = sk.error_queue.pop_front().ok_or(Errno::EAGAIN)?;
         // The pending error is that of the entries that are left.
         sk.err = sk.error_queue.front().filter(|next| next.origin == 2).map(|next| next.errno);
+        let whole = e.data.len() as u64;
+        let fits = whole.min(m.iter.count()) as u32;
+        if fits > 0 {
+            let buf = self.config.pool.alloc(fits).ok_or(Errno::ENOBUFS)?;
+            buf.slice(0, fits).write(&e.data[..fits as usize]);
+            let mut at = 0;
+            while let Some(run) = m.iter.next_run(u64::from(fits - at)) {
+                copy_run_to(&mut *self.mem, m.task, m.iter.source(), run.addr, &[buf.slice(at, run.len as u32)])?;
+                at += run.len as u32;
+            }
+        }
+        if u64::from(fits) < whole {
+            m.out_flags |= msg::TRUNC;
+        }
+        let (ttl, tos, stamp) = e.report;
+        if sk.opt.timestamp {
+            m.control.push(Control::Timestamp(stamp.0));
+        }
+        if sk.opt.timestampns {
+            m.control.push(Control::TimestampNs(stamp.0));
+        }
         m.addr = Some(sk.to_user_addr(*e.addr.ip(), e.addr.port()));
         m.out_flags |= msg::ERRQUEUE;
-        m.control.push(Control::Err(e.errno, e.origin, e.kind, e.code, e.info, e.offender));
-        Ok(0)
+        if e.origin == 2 && sk.inet.recvttl {
+            m.control.push(Control::Ttl(ttl));
+        }
+        if e.origin == 2 && sk.inet.recvtos {
+            m.control.push(Control::Tos(tos));
+        }
+        m.control.push(match sk.family {
+            AF_INET => Control::Err(e.errno, e.origin, e.kind, e.code, e.info, e.offender),
+            _ => Control::Err6(e.errno, e.origin, e.kind, e.code, e.info, e.offender.to_ipv6_mapped()),
+        });
+        Ok(fits as usize)
     }
 
     fn sock_by_fd(&self, task: TaskId, fd: Fd) -> Result<&Sock, Errno> {
@@ -235,6 +271,9 @@ impl Sock {
         let mut mask = PollEvents::empty();
         if self.err.is_some() || !self.error_queue.is_empty() {
             mask |= PollEvents::ERR;
+            if self.opt.select_err_queue {
+                mask |= PollEvents::PRI;
+            }
         }
         if self.shutdown & RCV_SHUTDOWN != 0 {
             mask |= PollEvents::RDHUP | PollEvents::IN | PollEvents::RDNORM;
@@ -242,7 +281,7 @@ impl Sock {
         if self.shutdown == RCV_SHUTDOWN | crate::sock::SEND_SHUTDOWN {
             mask |= PollEvents::HUP;
         }
-        if !self.receive_queue.is_empty() {
+        if !self.receive_queue.is_empty() || Kernel::packet_ring_ready(self) {
             mask |= PollEvents::IN | PollEvents::RDNORM;
         }
         if self.is_writeable() {

@@ -46,7 +46,6 @@ pub(crate) mod so {
     pub(crate) const PASSSEC: i32 = 34;
     pub(crate) const TIMESTAMPNS: i32 = 35;
     pub(crate) const MARK: i32 = 36;
-    pub(crate) const TIMESTAMPING: i32 = 37;
     pub(crate) const PROTOCOL: i32 = 38;
     pub(crate) const DOMAIN: i32 = 39;
     pub(crate) const RXQ_OVFL: i32 = 40;
@@ -89,7 +88,6 @@ pub(crate) mod ip {
     pub(crate) const RECVOPTS: i32 = 6;
     pub(crate) const RETOPTS: i32 = 7;
     pub(crate) const PKTINFO: i32 = 8;
-    pub(crate) const PKTOPTIONS: i32 = 9;
     pub(crate) const MTU_DISCOVER: i32 = 10;
     pub(crate) const RECVERR: i32 = 11;
     pub(crate) const RECVTTL: i32 = 12;
@@ -124,14 +122,12 @@ pub(crate) mod ip {
     pub(crate) const MCAST_MSFILTER: i32 = 48;
     pub(crate) const MULTICAST_ALL: i32 = 49;
     pub(crate) const UNICAST_IF: i32 = 50;
-    pub(crate) const LOCAL_PORT_RANGE: i32 = 51;
     pub(crate) const PROTOCOL: i32 = 52;
 }
 
 /// `IPV6_*`.
 pub(crate) mod ipv6 {
     pub(crate) const ADDRFORM: i32 = 1;
-    pub(crate) const CHECKSUM: i32 = 7;
     pub(crate) const UNICAST_HOPS: i32 = 16;
     pub(crate) const MULTICAST_IF: i32 = 17;
     pub(crate) const MULTICAST_HOPS: i32 = 18;

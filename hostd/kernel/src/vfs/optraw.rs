@@ -161,6 +161,11 @@ fn encode(lvl: i32, name: i32, val: OptVal, room: usize) -> Result<Ret, Errno> {
         OptVal::Int(n) if lvl == level::IP && (1..4).contains(&room) && (0..256).contains(&n) && name != ip::MULTICAST_IF => {
             return Ok(Ret::OptRaw(alloc::vec![n as u8], 1));
         }
+        // An `unsigned long` where there is room for one.
+        OptVal::Int(n) if (lvl, name) == (level::SOCKET, so::MAX_PACING_RATE) && room >= 8 => {
+            let rate = if n == -1 { u64::MAX } else { u64::from(n as u32) };
+            rate.to_ne_bytes().to_vec()
+        }
         OptVal::Int(n) => n.to_ne_bytes().to_vec(),
         OptVal::Linger(time) => {
             let secs = time.map_or(0, |t| t.as_secs() as i32);

@@ -1,16 +1,19 @@
-//! `setsockopt` and `getsockopt`: `SOL_SOCKET`, `IPPROTO_IP`, `IPPROTO_IPV6`. Each
-//! option has its effect or is refused (`ENOPROTOOPT`).
+//! `setsockopt` and `getsockopt`: dispatch by level, and `SOL_SOCKET`.
+//!
+//! Each option has its effect, or is kept for reading back because it has none on such a
+//! host in Linux either ([`super::optkept`]), or is refused (`ENOPROTOOPT`).
 
-use super::optnum::{ip, ipv6, level, so};
+use super::optnum::{level, so};
 use crate::Kernel;
 use crate::cpu::sched::TaskId;
 use crate::errno::Errno;
-use crate::ip::route::{Flow, RouteKind};
+use crate::packet::bpf::Program;
 use crate::sock::{AF_INET6, Proto, Sock};
+use crate::syscall::abi::emit_inet;
 use crate::syscall::{Fd, OptVal};
 use crate::tcp::State;
+use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::net::Ipv4Addr;
 use core::time::Duration;
 
 /// `ICMP_FILTER`.
@@ -18,17 +21,17 @@ const ICMP_FILTER: i32 = 1;
 /// `SOCK_MIN_SNDBUF`, `SOCK_MIN_RCVBUF`.
 const MIN_SNDBUF: u32 = 4608;
 const MIN_RCVBUF: u32 = 2304;
-/// Groups a socket may join (`igmp_max_memberships`).
-const MAX_GROUPS: usize = 20;
+/// What `SO_BPF_EXTENSIONS` answers (`SKF_AD_MAX`).
+const SKF_AD_MAX: i32 = 64;
 
-fn int(val: &OptVal) -> Result<i32, Errno> {
+pub(super) fn int(val: &OptVal) -> Result<i32, Errno> {
     match val {
         OptVal::Int(n) => Ok(*n),
         _ => Err(Errno::EINVAL),
     }
 }
 
-fn flag(val: &OptVal) -> Result<bool, Errno> {
+pub(super) fn flag(val: &OptVal) -> Result<bool, Errno> {
     int(val).map(|n| n != 0)
 }
 
@@ -41,11 +44,8 @@ fn time(val: &OptVal) -> Result<Option<Duration>, Errno> {
 
 /// A buffer size below the host's limit; a negative one counts as the largest (Linux compares unsigned).
 fn limited(n: i32, max: i64) -> i32 {
-    if (0..=max).contains(&n.into()) { n } else { max as i32 }
-}
-
-fn octet(n: i32) -> Result<u8, Errno> {
-    u8::try_from(n).map_err(|_| Errno::EINVAL)
+    let max = max.min(i32::MAX.into()) as i32;
+    if n < 0 { max } else { n.min(max) }
 }
 
 impl Kernel {
@@ -56,21 +56,13 @@ impl Kernel {
             (level::SOCKET, _) => k.sock_setsockopt(sk, name, &val),
             (level::NETLINK, Proto::Netlink(_)) => k.netlink_setsockopt(sk, name, &val),
             (_, Proto::Netlink(_)) => Err(Errno::ENOPROTOOPT),
+            (level::PACKET, Proto::Packet(_)) => k.packet_setsockopt(sk, name, &val),
+            (_, Proto::Packet(_)) => Err(Errno::ENOPROTOOPT),
             (level::IP, _) => k.ip_setsockopt(sk, name, &val),
-            (level::IPV6, _) if sk.family == AF_INET6 => Self::ipv6_setsockopt(sk, name, &val),
+            (level::IPV6, _) if sk.family == AF_INET6 => k.ipv6_setsockopt(sk, name, &val),
             (level::TCP, Proto::Tcp(_)) => k.tcp_setsockopt(sk, name, val),
             (level::UDP, Proto::Udp(_)) => k.udp_setsockopt(sk, name, int(&val)?),
-            (level::RAW, Proto::Raw { protocol: 1, .. }) if name == ICMP_FILTER => {
-                let mask = match val {
-                    OptVal::Int(n) => n as u32,
-                    OptVal::Bytes(b) => u32::from_ne_bytes(b.try_into().map_err(|_| Errno::EINVAL)?),
-                    _ => return Err(Errno::EINVAL),
-                };
-                if let Proto::Raw { icmp_filter, .. } = &mut sk.proto {
-                    *icmp_filter = mask;
-                }
-                Ok(())
-            }
+            (level::RAW, Proto::Raw { protocol: 1, .. }) if name == ICMP_FILTER => set_icmp_filter(sk, &val),
             _ => Err(Errno::ENOPROTOOPT),
         };
         self.lock_sock(id, set).ok_or(Errno::EBADF)?
@@ -83,34 +75,49 @@ impl Kernel {
             (level::SOCKET, _) => k.sock_getsockopt(sk, name),
             (level::NETLINK, Proto::Netlink(_)) => k.netlink_getsockopt(sk, name),
             (_, Proto::Netlink(_)) => Err(Errno::ENOPROTOOPT),
+            (level::PACKET, Proto::Packet(_)) => k.packet_getsockopt(sk, name),
+            (_, Proto::Packet(_)) => Err(Errno::ENOPROTOOPT),
             (level::IP, _) => k.ip_getsockopt(sk, name),
-            (level::IPV6, _) if sk.family == AF_INET6 => Self::ipv6_getsockopt(sk, name),
+            (level::IPV6, _) if sk.family == AF_INET6 => k.ipv6_getsockopt(sk, name),
             (level::TCP, Proto::Tcp(_)) => k.tcp_getsockopt(sk, name),
             (level::UDP, Proto::Udp(_)) => k.udp_getsockopt(sk, name),
             (level::RAW, Proto::Raw { protocol: 1, icmp_filter, .. }) if name == ICMP_FILTER => Ok(OptVal::Int(*icmp_filter as i32)),
-            _ => Err(Errno::ENOPROTOOPT),
+            // Observed on Linux 6.18: only `AF_INET` says so, and only when reading.
+            _ if sk.family == AF_INET6 => Err(Errno::ENOPROTOOPT),
+            _ => Err(Errno::EOPNOTSUPP),
         };
         self.lock_sock(id, get).ok_or(Errno::EBADF)?
     }
 
     fn sock_setsockopt(&mut self, sk: &mut Sock, name: i32, val: &OptVal) -> Result<(), Errno> {
+        let tcp = matches!(sk.proto, Proto::Tcp(_));
         match name {
             so::REUSEADDR => sk.opt.reuseaddr = flag(val)?,
-            so::REUSEPORT if matches!(sk.proto, Proto::Tcp(_) | Proto::Udp(_)) => sk.opt.reuseport = flag(val)?,
+            so::REUSEPORT if tcp || matches!(sk.proto, Proto::Udp(_)) => sk.opt.reuseport = flag(val)?,
             so::REUSEPORT => return Err(Errno::EOPNOTSUPP),
             so::BROADCAST => sk.opt.broadcast = flag(val)?,
+            so::DONTROUTE => sk.opt.dontroute = flag(val)?,
+            so::NO_CHECK => sk.opt.no_check = flag(val)?,
             so::KEEPALIVE => {
                 sk.opt.keepalive = flag(val)?;
-                if matches!(sk.proto, Proto::Tcp(_)) {
+                if tcp {
                     self.keepalive_changed(sk);
                 }
             }
             so::OOBINLINE => sk.opt.oobinline = flag(val)?,
-            so::TIMESTAMP => sk.opt.timestamp = flag(val)?,
+            // One clock at a time.
+            so::TIMESTAMP | so::TIMESTAMP_NEW => (sk.opt.timestamp, sk.opt.timestampns) = (flag(val)?, false),
+            so::TIMESTAMPNS | so::TIMESTAMPNS_NEW => (sk.opt.timestampns, sk.opt.timestamp) = (flag(val)?, false),
+            so::RXQ_OVFL => sk.opt.rxq_ovfl = flag(val)?,
+            so::SELECT_ERR_QUEUE => sk.opt.select_err_queue = flag(val)?,
             so::SNDBUF => self.set_sndbuf(sk, limited(int(val)?, self.sysctl.wmem_max)),
             so::SNDBUFFORCE => self.set_sndbuf(sk, int(val)?.max(0)),
             so::RCVBUF => Self::set_rcvbuf(sk, limited(int(val)?, self.sysctl.rmem_max)),
             so::RCVBUFFORCE => Self::set_rcvbuf(sk, int(val)?.max(0)),
+            so::BUF_LOCK => match int(val)? {
+                n @ 0..=3 => (sk.sndbuf_locked, sk.rcvbuf_locked) = (n & 1 != 0, n & 2 != 0),
+                _ => return Err(Errno::EINVAL),
+            },
             so::PRIORITY => sk.opt.priority = int(val)? as u32,
             so::MARK => sk.opt.mark = int(val)? as u32,
             so::MAX_PACING_RATE => {
@@ -132,22 +139,39 @@ impl Kernel {
                 OptVal::Linger(d) => sk.opt.linger = *d,
                 _ => return Err(Errno::EINVAL),
             },
-            so::BINDTODEVICE => match val {
-                OptVal::Bytes(name) => sk.bound_dev_if = self.ifindex_by_name(name)?,
-                _ => return Err(Errno::EINVAL),
-            },
-            so::BINDTOIFINDEX => {
-                let index = int(val)?;
-                sk.bound_dev_if = u32::try_from(index).map_err(|_| Errno::EINVAL)?;
+            so::PEEK_OFF if tcp || matches!(sk.proto, Proto::Udp(_)) => sk.opt.peek_off = u32::try_from(int(val)?).ok(),
+            so::INCOMING_CPU => sk.opt.incoming_cpu = Some(int(val)?),
+            so::BINDTODEVICE | so::BINDTOIFINDEX => {
+                sk.bound_dev_if = match val {
+                    OptVal::Bytes(name) => self.ifindex_by_name(name)?,
+                    val => u32::try_from(int(val)?).map_err(|_| Errno::EINVAL)?,
+                };
                 sk.dst = None;
             }
-            so::TYPE | so::PROTOCOL | so::DOMAIN | so::ERROR | so::ACCEPTCONN | so::SNDLOWAT => return Err(Errno::ENOPROTOOPT),
-            _ => return Err(Errno::ENOPROTOOPT),
+            so::ATTACH_FILTER => self.attach_filter(sk, val)?,
+            so::DETACH_FILTER if sk.opt.lock_filter => return Err(Errno::EPERM),
+            so::DETACH_FILTER => drop(sk.filter.take().ok_or(Errno::ENOENT)?),
+            // A lock stays.
+            so::LOCK_FILTER if sk.opt.lock_filter && !flag(val)? => return Err(Errno::EPERM),
+            so::LOCK_FILTER => sk.opt.lock_filter |= flag(val)?,
+            // Hints that change nothing here, and cannot be read.
+            so::CNX_ADVICE | so::BUSY_POLL_BUDGET => drop(int(val)?),
+            so::PASSCRED | so::PASSSEC | so::PEEK_OFF | so::RESERVE_MEM | so::ZEROCOPY => return Err(Errno::EOPNOTSUPP),
+            _ => return Self::set_kept(sk, level::SOCKET, name, int(val)?),
         }
         Ok(())
     }
 
-    fn ifindex_by_name(&self, name: &[u8]) -> Result<u32, Errno> {
+    fn attach_filter(&mut self, sk: &mut Sock, val: &OptVal) -> Result<(), Errno> {
+        let OptVal::Bytes(code) = val else { return Err(Errno::EINVAL) };
+        if sk.opt.lock_filter {
+            return Err(Errno::EPERM);
+        }
+        sk.filter = Some(Arc::new(Program::load(code)?));
+        Ok(())
+    }
+
+    pub(super) fn ifindex_by_name(&self, name: &[u8]) -> Result<u32, Errno> {
         let name = name.split(|&b| b == 0).next().unwrap_or_default();
         if name.is_empty() {
             return Ok(0);
@@ -172,229 +196,106 @@ impl Kernel {
             so::REUSEADDR => i32::from(sk.opt.reuseaddr),
             so::REUSEPORT => i32::from(sk.opt.reuseport),
             so::BROADCAST => i32::from(sk.opt.broadcast),
+            so::DONTROUTE => i32::from(sk.opt.dontroute),
+            so::NO_CHECK => i32::from(sk.opt.no_check),
             so::KEEPALIVE => i32::from(sk.opt.keepalive),
             so::OOBINLINE => i32::from(sk.opt.oobinline),
-            so::TIMESTAMP => i32::from(sk.opt.timestamp),
+            so::TIMESTAMP | so::TIMESTAMP_NEW => i32::from(sk.opt.timestamp),
+            so::TIMESTAMPNS | so::TIMESTAMPNS_NEW => i32::from(sk.opt.timestampns),
+            so::RXQ_OVFL => i32::from(sk.opt.rxq_ovfl),
+            so::SELECT_ERR_QUEUE => i32::from(sk.opt.select_err_queue),
             so::SNDBUF => sk.sndbuf as i32,
             so::RCVBUF => sk.rcvbuf as i32,
+            so::BUF_LOCK => i32::from(sk.sndbuf_locked) | i32::from(sk.rcvbuf_locked) << 1,
             so::PRIORITY => sk.opt.priority as i32,
             so::MARK => sk.opt.mark as i32,
             so::MAX_PACING_RATE => sk.opt.max_pacing_rate.unwrap_or(u32::MAX) as i32,
             so::RCVLOWAT => sk.opt.rcvlowat as i32,
             so::SNDLOWAT => 1,
-            so::TYPE => match &sk.proto {
-                Proto::Tcp(_) => 1,
-                Proto::Udp(_) | Proto::Ping => 2,
-                Proto::Netlink(nl) => nl.kind(),
-                Proto::Raw { .. } => 3,
-            },
-            so::PROTOCOL => sk.protocol().into(),
+            so::TYPE => sk.kind(),
+            so::PROTOCOL => sk.protocol_number(),
             so::DOMAIN => sk.family.into(),
             so::ERROR => sk.take_error().or_else(|| sk.err_soft.take()).map_or(0, Errno::raw),
             so::ACCEPTCONN => i32::from(sk.state() == State::Listen),
             so::BINDTOIFINDEX => sk.bound_dev_if as i32,
+            so::LOCK_FILTER => i32::from(sk.opt.lock_filter),
+            so::BPF_EXTENSIONS => SKF_AD_MAX,
+            so::INCOMING_CPU => sk.opt.incoming_cpu.unwrap_or(-1),
+            so::INCOMING_NAPI_ID | so::RESERVE_MEM | so::ZEROCOPY => 0,
+            so::PEEK_OFF if matches!(sk.proto, Proto::Tcp(_) | Proto::Udp(_)) => sk.opt.peek_off.map_or(-1, |n| n as i32),
+            so::PASSCRED | so::PASSSEC | so::PEEK_OFF => return Err(Errno::EOPNOTSUPP),
+            so::NETNS_COOKIE => return Ok(OptVal::Bytes(1u64.to_ne_bytes().to_vec())),
             so::RCVTIMEO | so::RCVTIMEO_NEW => return Ok(OptVal::Time(sk.opt.rcvtimeo.unwrap_or_default())),
             so::SNDTIMEO | so::SNDTIMEO_NEW => return Ok(OptVal::Time(sk.opt.sndtimeo.unwrap_or_default())),
             so::LINGER => return Ok(OptVal::Linger(sk.opt.linger)),
             so::BINDTODEVICE => return Ok(OptVal::Bytes(self.dev_name(sk.bound_dev_if))),
-            _ => return Err(Errno::ENOPROTOOPT),
+            so::ATTACH_FILTER => return Ok(OptVal::Bytes(sk.filter.as_ref().map(|f| f.octets()).unwrap_or_default())),
+            so::COOKIE => return Ok(OptVal::Bytes(u64::from(sk.id.0).to_ne_bytes().to_vec())),
+            // Nobody is at the other end of a network socket: pid 0, no user, no group.
+            so::PEERCRED => return Ok(OptVal::Bytes([0, u32::MAX, u32::MAX].map(u32::to_ne_bytes).concat())),
+            so::PEERNAME => return peer_name(sk).map(OptVal::Bytes),
+            so::MEMINFO => return Ok(OptVal::Bytes(meminfo(sk))),
+            _ => return Self::get_kept(sk, level::SOCKET, name),
         };
         Ok(OptVal::Int(n))
     }
 
-    fn ip_setsockopt(&mut self, sk: &mut Sock, name: i32, val: &OptVal) -> Result<(), Errno> {
-        match name {
-            ip::TOS => {
-                let tos = int(val)? as u8;
-                // The ECN bits of a stream are its own.
-                sk.inet.tos = if matches!(sk.proto, Proto::Tcp(_)) { tos & !3 | sk.inet.tos & 3 } else { tos };
-                sk.opt.priority = tos_priority(tos);
-                sk.dst = None;
-            }
-            ip::TTL => {
-                sk.inet.ttl = match int(val)? {
-                    -1 => None,
-                    0 => return Err(Errno::EINVAL),
-                    n => Some(octet(n)?),
-                }
-            }
-            ip::HDRINCL => match &mut sk.proto {
-                Proto::Raw { hdrincl, .. } => *hdrincl = flag(val)?,
-                _ => return Err(Errno::ENOPROTOOPT),
-            },
-            ip::PKTINFO => sk.inet.pktinfo = flag(val)?,
-            ip::MTU_DISCOVER => {
-                sk.inet.pmtudisc = match int(val)? {
-                    n @ 0..=3 => n as u8,
-                    _ => return Err(Errno::EINVAL),
-                }
-            }
-            ip::RECVERR => {
-                sk.inet.recverr = flag(val)?;
-                if !sk.inet.recverr {
-                    sk.error_queue.clear();
-                }
-            }
-            ip::RECVTTL => sk.inet.recvttl = flag(val)?,
-            ip::RECVTOS => sk.inet.recvtos = flag(val)?,
-            ip::FREEBIND => sk.inet.freebind = flag(val)?,
-            ip::MULTICAST_TTL if !matches!(sk.proto, Proto::Tcp(_)) => {
-                sk.inet.mc_ttl = match int(val)? {
-                    -1 => None,
-                    n => Some(octet(n)?),
-                }
-            }
-            ip::MULTICAST_TTL => return Err(Errno::EINVAL),
-            ip::MULTICAST_LOOP => sk.inet.mc_loop_off = !flag(val)?,
-            ip::MULTICAST_ALL => sk.inet.mc_all_off = !flag(val)?,
-            ip::MULTICAST_IF => {
-                sk.inet.mc_if = match val {
-                    OptVal::Membership(_, addr, index) => self.mc_interface(Ipv4Addr::UNSPECIFIED, *addr, *index, true)?,
-                    OptVal::Int(n) => self.mc_interface(Ipv4Addr::UNSPECIFIED, Ipv4Addr::from(u32::from_be(*n as u32)), 0, true)?,
-                    _ => return Err(Errno::EINVAL),
-                }
-            }
-            ip::ADD_MEMBERSHIP | ip::DROP_MEMBERSHIP => match *val {
-                OptVal::Membership(group, addr, index) => self.membership(sk, name == ip::ADD_MEMBERSHIP, group, addr, index)?,
-                _ => return Err(Errno::EINVAL),
-            },
-            _ => return Err(Errno::ENOPROTOOPT),
-        }
-        Ok(())
-    }
-
-    fn ip_getsockopt(&mut self, sk: &mut Sock, name: i32) -> Result<OptVal, Errno> {
-        let n = match name {
-            ip::TOS => sk.inet.tos.into(),
-            ip::TTL => sk.inet.ttl.unwrap_or(64).into(),
-            ip::HDRINCL => match sk.proto {
-                Proto::Raw { hdrincl, .. } => hdrincl.into(),
-                _ => return Err(Errno::ENOPROTOOPT),
-            },
-            ip::PKTINFO => sk.inet.pktinfo.into(),
-            ip::MTU_DISCOVER => sk.inet.pmtudisc.into(),
-            ip::RECVERR => sk.inet.recverr.into(),
-            ip::RECVTTL => sk.inet.recvttl.into(),
-            ip::RECVTOS => sk.inet.recvtos.into(),
-            ip::FREEBIND => sk.inet.freebind.into(),
-            ip::MULTICAST_TTL => sk.inet.mc_ttl.unwrap_or(1).into(),
-            ip::MULTICAST_LOOP => (!sk.inet.mc_loop_off).into(),
-            ip::MULTICAST_ALL => (!sk.inet.mc_all_off).into(),
-            ip::MULTICAST_IF => sk.inet.mc_if as i32,
-            ip::MTU => {
-                if sk.daddr.is_unspecified() {
-                    return Err(Errno::ENOTCONN);
-                }
-                self.ip_sk_route(sk)?.mtu as i32
-            }
-            _ => return Err(Errno::ENOPROTOOPT),
-        };
-        Ok(OptVal::Int(n))
-    }
-
-    fn ipv6_setsockopt(sk: &mut Sock, name: i32, val: &OptVal) -> Result<(), Errno> {
-        match name {
-            ipv6::V6ONLY if sk.sport != 0 => return Err(Errno::EINVAL),
-            ipv6::V6ONLY => sk.inet.v6only = flag(val)?,
-            ipv6::RECVERR => sk.inet.recverr = flag(val)?,
-            ipv6::UNICAST_HOPS => {
-                sk.inet.ttl = match int(val)? {
-                    -1 => None,
-                    n => Some(octet(n)?),
-                }
-            }
-            ipv6::TCLASS => sk.inet.tos = octet(int(val)?.max(0))?,
-            _ => return Err(Errno::ENOPROTOOPT),
-        }
-        Ok(())
-    }
-
-    fn ipv6_getsockopt(sk: &mut Sock, name: i32) -> Result<OptVal, Errno> {
-        Ok(OptVal::Int(match name {
-            ipv6::V6ONLY => sk.inet.v6only.into(),
-            ipv6::RECVERR => sk.inet.recverr.into(),
-            ipv6::UNICAST_HOPS => sk.inet.ttl.unwrap_or(64).into(),
-            ipv6::TCLASS => sk.inet.tos.into(),
-            _ => return Err(Errno::ENOPROTOOPT),
-        }))
-    }
-
-    /// The interface that a membership or `IP_MULTICAST_IF` names: by number, by address, or by the route to the group.
-    fn mc_interface(&mut self, group: Ipv4Addr, addr: Ipv4Addr, index: u32, none_ok: bool) -> Result<u32, Errno> {
-        if index != 0 {
-            return Ok(index);
-        }
-        if !addr.is_unspecified() {
-            return self.ifindex_by_addr(addr).ok_or(if none_ok { Errno::EADDRNOTAVAIL } else { Errno::ENODEV });
-        }
-        if none_ok {
-            return Ok(0);
-        }
-        let flow = Flow { daddr: group, saddr: Ipv4Addr::UNSPECIFIED, oif: 0 };
-        self.ip_route_output(flow).map(|r| r.dev).map_err(|_| Errno::ENODEV)
-    }
-
-    fn membership(&mut self, sk: &mut Sock, add: bool, group: Ipv4Addr, addr: Ipv4Addr, index: u32) -> Result<(), Errno> {
-        if matches!(sk.proto, Proto::Tcp(_)) {
-            return Err(Errno::EPROTO);
-        }
-        if !group.is_multicast() {
-            return Err(Errno::EINVAL);
-        }
-        let dev = self.mc_interface(group, addr, index, false)?;
-        let at = sk.inet.mc_groups.iter().position(|&g| g == (group, dev));
-        match (add, at) {
-            (true, Some(_)) => return Err(Errno::EADDRINUSE),
-            (true, None) if sk.inet.mc_groups.len() >= MAX_GROUPS => return Err(Errno::ENOBUFS),
-            (true, None) => {
-                sk.inet.mc_groups.push((group, dev));
-                *self.vfs.groups.entry((group, dev)).or_insert(0) += 1;
-            }
-            (false, None) => return Err(Errno::EADDRNOTAVAIL),
-            (false, Some(at)) => {
-                sk.inet.mc_groups.remove(at);
-                self.leave_group(group, dev);
-            }
-        }
-        Ok(())
-    }
-
-    fn leave_group(&mut self, group: Ipv4Addr, dev: u32) {
-        if let Some(n) = self.vfs.groups.get_mut(&(group, dev)) {
-            *n -= 1;
-            if *n == 0 {
-                self.vfs.groups.remove(&(group, dev));
-            }
-        }
-    }
-
-    /// A socket that ends leaves its groups.
-    pub(crate) fn leave_groups(&mut self, sk: &mut Sock) {
-        for (group, dev) in core::mem::take(&mut sk.inet.mc_groups) {
-            self.leave_group(group, dev);
-        }
-    }
-
-    /// True if a socket of this host joined the group on the interface (Linux `ip_check_mc`), or it is all-hosts.
-    pub(crate) fn ip_check_mc(&self, group: Ipv4Addr, dev: u32) -> bool {
-        group == Ipv4Addr::new(224, 0, 0, 1) || self.vfs.groups.contains_key(&(group, dev))
-    }
-
-    /// Index of the interface with a local address.
-    fn ifindex_by_addr(&mut self, addr: Ipv4Addr) -> Option<u32> {
-        if self.inet_addr_type(addr) != RouteKind::Local {
-            return None;
-        }
-        self.dev_get_by_addr(addr)
-    }
-
-    fn dev_name(&self, index: u32) -> Vec<u8> {
+    pub(super) fn dev_name(&self, index: u32) -> Vec<u8> {
         self.dev_get_name(index).map(|n| n.as_bytes().to_vec()).unwrap_or_default()
     }
 }
 
-/// Linux `rt_tos2priority`: best effort, bulk, interactive.
-fn tos_priority(tos: u8) -> u32 {
-    const TABLE: [u32; 16] = [0, 1, 0, 0, 2, 2, 2, 2, 6, 6, 6, 6, 4, 4, 4, 4];
-    TABLE[usize::from((tos & 0x1e) >> 1)]
+impl Sock {
+    /// `SO_TYPE`.
+    pub(crate) fn kind(&self) -> i32 {
+        match &self.proto {
+            Proto::Tcp(_) => 1,
+            Proto::Udp(_) | Proto::Ping => 2,
+            Proto::Raw { .. } => 3,
+            Proto::Packet(p) => p.kind(),
+            Proto::Netlink(nl) => nl.kind(),
+        }
+    }
+
+    fn protocol_number(&self) -> i32 {
+        match &self.proto {
+            Proto::Packet(p) => u16::to_be(p.protocol).into(),
+            _ => self.protocol().into(),
+        }
+    }
+}
+
+fn set_icmp_filter(sk: &mut Sock, val: &OptVal) -> Result<(), Errno> {
+    let mask = match val {
+        OptVal::Int(n) => *n as u32,
+        // A shorter value changes the first octets of the mask.
+        OptVal::Bytes(b) => {
+            let old = match &sk.proto {
+                Proto::Raw { icmp_filter, .. } => *icmp_filter,
+                _ => 0,
+            };
+            let mut octets = old.to_ne_bytes();
+            let n = b.len().min(4);
+            octets[..n].copy_from_slice(&b[..n]);
+            u32::from_ne_bytes(octets)
+        }
+        _ => return Err(Errno::EINVAL),
+    };
+    if let Proto::Raw { icmp_filter, .. } = &mut sk.proto {
+        *icmp_filter = mask;
+    }
+    Ok(())
+}
+
+fn peer_name(sk: &Sock) -> Result<Vec<u8>, Errno> {
+    if sk.dport == 0 || matches!(sk.state(), State::Close | State::SynSent) {
+        return Err(Errno::ENOTCONN);
+    }
+    Ok(emit_inet(&sk.to_user_addr(sk.daddr, sk.dport)))
+}
+
+/// `SO_MEMINFO` (Linux `sk_get_meminfo`).
+fn meminfo(sk: &Sock) -> Vec<u8> {
+    let words = [sk.rmem_alloc, sk.rcvbuf, sk.wmem_alloc, sk.sndbuf, 0, sk.wmem_queued, 0, sk.backlog_len, sk.drops];
+    words.map(u32::to_ne_bytes).concat()
 }

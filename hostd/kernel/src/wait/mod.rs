@@ -19,6 +19,7 @@ pub use epoll::Epolls;
 
 use crate::Kernel;
 use crate::sock::{Proto, Sock};
+use crate::syscall::signal::Band;
 use crate::trace::Point;
 use queue::{PollEvents, WaitQueue, Waiter};
 
@@ -62,7 +63,12 @@ impl Kernel {
     pub(crate) fn sk_data_ready(&mut self, sk: &mut Sock) {
         let waiters = sk.wq.entries.len() as u64;
         self.trace(Point::SkDataReady, 0, [sk.id.0.into(), waiters, 0, 0]);
+        // A reader that sleeps in a call needs no signal (`SOCKWQ_ASYNC_WAITDATA`).
+        let sleeps = sk.fasync && sk.wq.entries.iter().any(|e| matches!(e.waiter, Waiter::Task(_)));
         self.wake_up(&mut sk.wq, PollEvents::READABLE);
+        if !sleeps {
+            self.sk_wake_async(sk, Band::In);
+        }
     }
 
     /// `sk_stream_write_space` (only for a writer that found no space) / `sock_def_write_space`.
@@ -74,12 +80,14 @@ impl Kernel {
         if writable {
             sk.nospace = false;
             self.wake_up(&mut sk.wq, PollEvents::WRITABLE);
+            self.sk_wake_async(sk, Band::Out);
         }
     }
 
     /// `sock_def_error_report`.
     pub(crate) fn sk_error_report(&mut self, sk: &mut Sock) {
         self.wake_up(&mut sk.wq, PollEvents::ERR);
+        self.sk_wake_async(sk, Band::Err);
     }
 
     /// `sock_def_wakeup`: state changes that all readers and writers must see. No events at all stand for any.

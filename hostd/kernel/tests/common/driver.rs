@@ -205,6 +205,11 @@ impl NetDriver for Driver {
         self.state.borrow().config.features
     }
 
+    fn ring_sizes(&self) -> Option<(u32, u32)> {
+        let s = self.state.borrow();
+        Some((s.config.rx_ring as u32, s.config.tx_ring as u32))
+    }
+
     fn rx(&mut self, queue: u16) -> Option<RxFrame> {
         self.with(queue, |q, _| {
             let frame = q.rx.pop_front()?;

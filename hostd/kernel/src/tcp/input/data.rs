@@ -3,6 +3,7 @@
 use crate::Kernel;
 use crate::skb::SkBuff;
 use crate::sock::{RCV_SHUTDOWN, SEND_SHUTDOWN, Sock};
+use crate::syscall::signal::Band;
 use crate::tcp::header::flag;
 use crate::tcp::sock::{SKB_OVERHEAD, TCP_ATO_MIN, TCP_MAX_QUICKACKS, TcpSock, tp};
 use crate::tcp::state::State;
@@ -248,6 +249,7 @@ impl Kernel {
         }
         if !sk.dead {
             self.sk_state_change(sk, events);
+            self.sk_wake_async(sk, if both { Band::Hup } else { Band::In });
         }
     }
 

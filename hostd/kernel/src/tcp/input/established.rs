@@ -216,10 +216,13 @@ impl Kernel {
             if news {
                 tp.urg_seq = Some(at);
                 tp.urg_data = None;
+                tp.urg_read = false;
                 tp.fast_path = false;
+                self.sk_send_sigurg(sk);
             }
         }
-        let Some(at) = tp.urg_seq.filter(|at| tp.urg_data.is_none() && at.at_or_after(cb.seq)) else { return };
+        let tp = tp!(sk);
+        let Some(at) = tp.urg_seq.filter(|at| tp.urg_data.is_none() && !tp.urg_read && at.at_or_after(cb.seq)) else { return };
         let syn = u32::from(cb.flags & flag::SYN != 0);
         let offset = (at - cb.seq) + u32::from(cb.hdr_len) - syn;
         let mut octet = [0];

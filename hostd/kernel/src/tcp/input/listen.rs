@@ -302,7 +302,9 @@ impl Kernel {
         let (family, sndbuf, rcvbuf) = (l.family, l.sndbuf, l.rcvbuf);
         let (opt, mut inet, dev) = (l.opt.clone(), l.inet.clone(), l.bound_dev_if);
         inet.mc_groups.clear();
+        inet.mc_sources.clear();
         let locks = (l.sndbuf_locked, l.rcvbuf_locked);
+        let filter = l.filter.clone();
         let id = self.socks.insert(|id| {
             let mut sk = Sock::new(id, family, Proto::Tcp(tp), sndbuf, rcvbuf);
             (sk.saddr, sk.rcv_saddr, sk.sport) = (t.saddr, t.saddr, t.sport);
@@ -310,6 +312,7 @@ impl Kernel {
             (sk.opt, sk.inet, sk.bound_dev_if) = (opt, inet, dev);
             (sk.sndbuf_locked, sk.rcvbuf_locked) = locks;
             (sk.ip_id, sk.txhash) = (ip_id, req.txhash);
+            sk.filter = filter;
             sk.dst = Some((generation, route));
             sk
         });

@@ -5,6 +5,7 @@ use super::ack::AckFlags;
 use crate::Kernel;
 use crate::skb::SkBuff;
 use crate::sock::{RCV_SHUTDOWN, SEND_SHUTDOWN, Sock};
+use crate::syscall::signal::Band;
 use crate::tcp::header::{Options, TSTAMP_ALIGNED, flag};
 use crate::tcp::seq::SeqNum;
 use crate::tcp::sock::{TCP_MSS_DEFAULT, TCP_TIMEWAIT_LEN, tp};
@@ -107,6 +108,7 @@ impl Kernel {
         tp!(sk).update_pacing_rate();
         self.tcp_set_state(sk, State::Established);
         self.sk_state_change(sk, PollEvents::OUT | PollEvents::WRNORM);
+        self.sk_wake_async(sk, Band::Out);
         tp!(sk).fast_path_check();
         if sk.shutdown & SEND_SHUTDOWN != 0 {
             self.tcp_shutdown_send(sk);

@@ -109,9 +109,20 @@ impl Kernel {
         sk.backlog.push_back(skb);
     }
 
+    /// What the socket's filter says (Linux `tcp_filter`). Deviation: segments are taken whole or not at all.
+    fn tcp_filter(&mut self, sk: &mut Sock, skb: &SkBuff) -> bool {
+        let mut view = self.skb_clone(skb);
+        let taken = self.sk_filter(sk, &mut view, 1);
+        self.skbs.put(view);
+        taken
+    }
+
     /// Processes a segment for a socket that nobody else works on (Linux `tcp_v4_do_rcv`);
     /// also for each segment of the backlog.
     pub(crate) fn tcp_v4_do_rcv(&mut self, sk: &mut Sock, skb: Box<SkBuff>) {
+        if skb.ip.ttl < sk.inet.min_ttl || sk.filter.is_some() && !self.tcp_filter(sk, &skb) {
+            return self.kfree_skb(skb, DropReason::SocketFilter);
+        }
         let opts = parse_options(&skb);
         sk.cpu = self.this_cpu;
         let tp = tp!(sk);

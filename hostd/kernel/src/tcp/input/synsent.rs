@@ -4,6 +4,7 @@ use super::ack::AckFlags;
 use crate::Kernel;
 use crate::skb::SkBuff;
 use crate::sock::Sock;
+use crate::syscall::signal::Band;
 use crate::tcp::header::{Options, TSTAMP_ALIGNED, flag};
 use crate::tcp::sock::{WriteTimer, tp};
 use crate::tcp::state::State;
@@ -86,6 +87,7 @@ impl Kernel {
         tp!(sk).fast_path_check();
         if !sk.dead {
             self.sk_state_change(sk, PollEvents::OUT | PollEvents::WRNORM);
+            self.sk_wake_async(sk, Band::Out);
         }
         // A FIN or data may ride on the SYN-ACK.
         let mut skb = skb;

@@ -180,7 +180,7 @@ impl Kernel {
                     udp_mem += u64::from(sk.rmem_alloc);
                 }
                 Proto::Raw { .. } => raw += 1,
-                Proto::Ping | Proto::Netlink(_) => {}
+                Proto::Ping | Proto::Netlink(_) | Proto::Packet(_) => {}
             }
         }
         let (frags, frag_mem) = self.frags.usage();
