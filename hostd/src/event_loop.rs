@@ -191,26 +191,33 @@ impl EventLoop {
         Ok(())
     }
 
-    /// Does what there is to do, once. True if there was something.
+    /// Does what there is to do, once. True if there is more. What comes from outside meanwhile shows when the host
+    /// is about to sleep: interrupts in [`Self::arm`], the rest in `epoll_wait`.
     fn turn(&mut self) -> anyhow::Result<bool> {
-        let mut progress = self.take_commands();
-        progress |= self.take_interrupts();
-        progress |= self.guests.run(&self.shared);
+        // First, and rung for at once: whoever waits for the answer waits for as little as possible.
+        self.take_interrupts();
+        self.shared.ring_doorbells();
+        let mut more = self.guests.run(&self.shared);
         if self.timer_due() {
             self.shared.handle(Event::Timer);
-            progress = true;
         }
         self.shared.ring_doorbells();
         if self.shared.has_ready() {
-            progress |= self.shared.run_ready();
+            self.shared.run_ready();
             self.shared.ring_doorbells();
         }
-        progress |= self.tend_links()?;
+        more |= self.take_commands();
+        more |= self.tend_links()?;
         if self.listeners.any() {
             self.listeners.drain(&mut self.shared.kernel(), false);
         }
         // Last: what was sent and is done.
-        Ok(progress || self.links.iter().fold(false, |any, link| any | link.reap()))
+        more |= self.links.iter().fold(false, |any, link| any | link.reap());
+        Ok(more
+            || self.shared.has_ready()
+            || self.shared.has_guest_news()
+            || self.timer_due()
+            || self.links.iter().any(Link::has_interrupt))
     }
 
     fn take_interrupts(&self) -> bool {

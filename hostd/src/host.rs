@@ -268,6 +268,11 @@ impl Shared {
         self.hosts.borrow().iter().for_each(|(name, addr)| f(name, *addr));
     }
 
+    /// True if guests are to hear of results or signals.
+    pub fn has_guest_news(&self) -> bool {
+        !self.guest_returns.borrow().is_empty() || !self.guest_signals.borrow().is_empty()
+    }
+
     /// Makes a call of a guest. The result, if it does not block; else it comes by [`Self::next_guest_return`].
     pub fn guest_syscall(&self, task: TaskId, call: Call) -> Option<Ret> {
         self.guest_event(task, Event::Syscall(task, call))

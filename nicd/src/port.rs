@@ -142,8 +142,14 @@ impl NicPort {
             work += session.completed(|token| core.complete(token))?;
         }
         work += self.wire.release_due(now, early, &mut self.core.counters)?;
-        work += self.poll_device(now)?;
-        work += self.poll_wire(now, bridge)?;
+        let sent = self.poll_device(now)?;
+        if sent > 0
+            && let Some(session) = self.wire.session()
+        {
+            // The peer need not wait until we have seen to everything else.
+            session.flush();
+        }
+        work += sent + self.poll_wire(now, bridge)?;
         Ok(work > 0)
     }
 
