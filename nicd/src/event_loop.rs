@@ -23,6 +23,8 @@ const ROUNDS: u32 = 16;
 const EARLY_NS: u64 = 250_000;
 /// Without work for so long the thread has been idle. Waiting for the moment takes the CPU: at most a tenth of it.
 const IDLE_NS: u64 = 2_000_000;
+/// A frame that comes after so long a pause comes alone.
+const LONE_NS: u64 = 100_000;
 
 /// Runs until told to end.
 ///
@@ -39,14 +41,17 @@ pub fn run(run_dir: PathBuf, commands: &Commands) -> anyhow::Result<()> {
     let mut rounds = 0;
     loop {
         let time = now();
-        let early = if time.nanos_since(spin.last_work) < IDLE_NS { 0 } else { EARLY_NS };
+        let idle = time.nanos_since(spin.last_work);
+        let early = if idle < IDLE_NS { 0 } else { EARLY_NS };
         nic.on_time(time, early, &poller);
         let work = nic.poll(time, early, &poller);
         if work {
             spin.on_work(time);
             rounds += 1;
         }
-        let wait = if work {
+        // Behind frames that come close upon each other comes another one. Behind a lone one comes sleep, which looks
+        // for work itself.
+        let wait = if work && idle < LONE_NS {
             if rounds % ROUNDS != 0 {
                 continue;
             }
