@@ -67,7 +67,7 @@ fn listener_and_connection_show_state_queues_and_info() {
     let inode = u32::from_ne_bytes(all[1].body[68..72].try_into().expect("four octets"));
     assert_eq!(inode, lab.hosts[B].kernel.sock_of(server.task, 1).expect("the connection").0);
     let info = all[1].attr(MSG, 2).expect("tcp_info");
-    assert_eq!((info.len(), info[0]), (232, 1));
+    assert_eq!((info.len(), info[0]), (248, 1));
     assert_eq!(all[1].text(MSG, 4), Some("cubic".into()));
     assert_eq!(all[1].attr(MSG, 1).map(|b| b.len()), Some(16));
     let mem = all[1].attr(MSG, 7).expect("skmeminfo");
