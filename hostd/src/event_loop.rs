@@ -312,8 +312,8 @@ impl EventLoop {
         self.last_look = self.shared.now();
         for event in &self.events {
             // Calls and commands need no more than being awake.
-            let link = event.data.u64();
-            if link != BELL && link != CALL && !self.guests.on_ready(link) {
+            let (link, flags) = (event.data.u64(), event.flags);
+            if link != BELL && link != CALL && !self.guests.on_ready(link, flags) {
                 self.links[link as usize].on_end(&self.shared);
             }
         }

@@ -41,6 +41,8 @@ struct Set {
     has_real: bool,
     /// hostd's epoll knows the instance.
     watched: bool,
+    /// The watch is armed and has not fired: nothing was ready natively when hostd looked last.
+    armed: bool,
     /// Whose events come first next time.
     real_first: bool,
     /// Threads that wait; those that do not any more are skipped.
@@ -89,7 +91,7 @@ impl Sets {
         if let Some(canary) = &self.canary {
             ep::add(&real, canary, ep::EventData::new_u64(CANARY | u64::from(number)), ep::EventFlags::empty())?;
         }
-        let set = Set { real, handle, has_real: false, watched: false, real_first: false, waiters: Vec::new() };
+        let set = Set { real, handle, has_real: false, watched: false, armed: false, real_first: false, waiters: Vec::new() };
         self.list.insert(number, set);
         Ok(number)
     }
@@ -121,6 +123,7 @@ impl Set {
         let data = token::data(Token::Epoll(number));
         let done = if self.watched { ep::modify(epoll, &self.real, data, flags) } else { ep::add(epoll, &self.real, data, flags) };
         self.watched |= done.is_ok();
+        self.armed = done.is_ok();
     }
 }
 
@@ -208,7 +211,8 @@ impl Guests {
         let finish = EpollFinish { set: number, at: a[1], max };
         let Some(set) = self.sets.list.get_mut(&number) else { return Ok(Outcome::Continue) };
         let handle = set.handle;
-        if !set.has_real {
+        // An armed watch that has not fired says that nothing is ready natively.
+        if !set.has_real || set.armed && !self.crowded {
             if timeout != Some(Duration::ZERO) && !set.waiters.contains(&c.tid) {
                 set.waiters.push(c.tid);
             }
@@ -222,7 +226,9 @@ impl Guests {
             if !set.waiters.contains(&c.tid) {
                 set.waiters.push(c.tid);
             }
-            set.watch(&self.epoll, number);
+            if !set.armed {
+                set.watch(&self.epoll, number);
+            }
         }
         self.start(shared, c, listener, n, Call::EpollWait(handle, max, timeout), Finish::Epoll(finish));
         Ok(Outcome::Taken)
@@ -262,6 +268,7 @@ impl Guests {
     pub(super) fn on_set_ready(&mut self, shared: &Shared, number: u32) {
         loop {
             let Some(set) = self.sets.list.get_mut(&number) else { return };
+            set.armed = false;
             let Some(&tid) = set.waiters.first() else { return };
             let waits = |p: &&super::Pending| matches!(&p.finish, Finish::Epoll(f) if f.set == number) && p.listener.is_valid(p.notif.id);
             let pending = self.tasks.get(&tid).and_then(|t| t.pending.as_ref()).filter(waits);

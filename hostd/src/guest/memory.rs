@@ -49,6 +49,19 @@ impl Mem {
         self.writev(dst, &[local]).and_then(|n| if n == src.len() { Ok(()) } else { Err(Errno::EFAULT) })
     }
 
+    /// Writes two things at two places, at once.
+    ///
+    /// # Errors
+    /// As [`Self::write`].
+    pub fn write_both(&self, one: (u64, &[u8]), two: (u64, &[u8])) -> Result<(), Errno> {
+        let local = [one.1, two.1].map(|b| libc::iovec { iov_base: b.as_ptr().cast_mut().cast(), iov_len: b.len() });
+        let remote = [one, two].map(|(at, b)| libc::iovec { iov_base: at as *mut _, iov_len: b.len() });
+        // SAFETY: the local vectors name memory that is only read and outlives the call; the remote addresses are
+        // checked by the kernel.
+        let n = unsafe { libc::process_vm_writev(self.tid, local.as_ptr(), 2, remote.as_ptr(), 2, 0) };
+        if usize::try_from(n) == Ok(one.1.len() + two.1.len()) { Ok(()) } else { Err(Errno::EFAULT) }
+    }
+
     /// Reads into runs of shared memory.
     ///
     /// # Errors

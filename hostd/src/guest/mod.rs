@@ -72,6 +72,9 @@ struct Pending {
     finish: Finish,
 }
 
+/// Reports of one look from which on there may be more: the event loop takes 64 at a time, its own among them.
+const CROWDED: usize = 32;
+
 /// Calls that return `EINTR` whatever the handler's flags.
 const NEVER_RESTARTED: &[i64] = &[
     libc::SYS_epoll_wait,
@@ -105,6 +108,8 @@ pub struct Guests {
     /// Paths of the node's own files that were opened.
     files: Vec<String>,
     ready: Vec<Token>,
+    /// So much was reported at once that something may be missing.
+    crowded: bool,
     warned: HashSet<(i32, u64), FxBuildHasher>,
 }
 
@@ -127,6 +132,7 @@ impl Guests {
             control: None,
             files: Vec::new(),
             ready: Vec::new(),
+            crowded: false,
             warned: HashSet::default(),
         }
     }
@@ -149,17 +155,27 @@ impl Guests {
     }
 
     /// Notes what `epoll` reported. True if it was about guests.
-    pub fn on_ready(&mut self, data: u64) -> bool {
+    pub fn on_ready(&mut self, data: u64, flags: ep::EventFlags) -> bool {
         let token = token::parse(data);
-        self.ready.extend(token);
+        match token {
+            // Older kernels wait for ever for a call that nobody can make.
+            Some(Token::Listener(number)) if !flags.contains(ep::EventFlags::IN) => {
+                debug!(number, "the last process of a program has ended");
+                self.listeners.remove(&number);
+            }
+            _ => self.ready.extend(token),
+        }
         token.is_some()
     }
 
     /// Deals with what was reported, and with calls that the model has returned. True if there was something.
     pub fn run(&mut self, shared: &Shared) -> bool {
         let mut any = false;
-        // Ends come last: a call that was made before is served before.
-        for token in core::mem::take(&mut self.ready) {
+        let mut tokens = core::mem::take(&mut self.ready);
+        self.crowded = tokens.len() >= CROWDED;
+        // What became ready natively was ready before the calls that were reported with it.
+        tokens.sort_by_key(|t| !matches!(t, Token::Epoll(_)));
+        for token in tokens.drain(..) {
             any = true;
             match token {
                 Token::Listener(number) => {
@@ -171,6 +187,9 @@ impl Guests {
                 Token::Epoll(set) => self.on_set_ready(shared, set),
                 Token::Poll(task) => self.on_poll_ready(shared, TaskId(task)),
             }
+        }
+        if self.ready.is_empty() {
+            self.ready = tokens;
         }
         while let Some((task, ret)) = shared.next_guest_return() {
             any = true;
@@ -186,19 +205,9 @@ impl Guests {
         match listener.recv() {
             Ok(notif) => self.on_notif(shared, &listener, &notif),
             // Interrupted before it was received.
-            Err(OsErrno::NOENT) if !self.is_hung_up(&listener) => {}
-            Err(_) => {
-                debug!(number, "the last process of a program has ended");
-                self.listeners.remove(&number);
-            }
+            Err(OsErrno::NOENT) => {}
+            Err(error) => debug!(number, %error, "a call was not received"),
         }
-    }
-
-    fn is_hung_up(&self, listener: &Listener) -> bool {
-        use rustix::event::{PollFd, PollFlags, Timespec, poll};
-        let mut fds = [PollFd::new(listener, PollFlags::IN)];
-        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-        poll(&mut fds, Some(&now)).is_ok_and(|n| n > 0) && fds[0].revents().contains(PollFlags::HUP)
     }
 
     fn on_notif(&mut self, shared: &Shared, listener: &Rc<Listener>, notif: &Notif) {

@@ -36,6 +36,8 @@ const NVAL: u16 = 0x0020;
 #[derive(Debug, Clone, Copy)]
 struct Entry {
     fd: i32,
+    /// As the program wrote it.
+    asked: u16,
     events: u16,
     revents: u16,
 }
@@ -84,7 +86,10 @@ impl Guests {
         if !buf.is_empty() {
             c.mem.read(a[0], &mut buf)?;
         }
-        let entry = |b: &[u8]| Entry { fd: u32_at(b, 0) as i32, events: u32_at(b, 4) as u16 & !NVAL, revents: 0 };
+        let entry = |b: &[u8]| {
+            let asked = u32_at(b, 4) as u16;
+            Entry { fd: u32_at(b, 0) as i32, asked, events: asked & !NVAL, revents: 0 }
+        };
         let entries: Vec<Entry> = buf.chunks_exact(POLLFD).map(entry).collect();
         let (timeout, left) = if i64::from(n.nr) == libc::SYS_poll {
             (millis(a[2] as i32), Left::No)
@@ -110,7 +115,7 @@ impl Guests {
             let wants = [IN_SET, OUT_SET, EX_SET].into_iter().zip(&sets).filter(|(_, s)| has(s));
             let events = wants.fold(0, |all, (bits, _)| all | bits);
             if events != 0 {
-                entries.push(Entry { fd: fd as i32, events, revents: 0 });
+                entries.push(Entry { fd: fd as i32, asked: events, events, revents: 0 });
             }
         }
         let (timeout, left) = match (i64::from(n.nr) == libc::SYS_select, a[4]) {
@@ -280,10 +285,13 @@ impl PollFinish {
     fn write(&self, c: Caller) -> Result<i64, Errno> {
         match self.form {
             Form::Poll(at) => {
-                for (i, e) in self.entries.iter().enumerate() {
-                    let revents = if e.is_bad() { NVAL } else { e.revents };
-                    c.mem.write(at + (i * POLLFD) as u64 + 6, &revents.to_ne_bytes())?;
+                let mut buf = Vec::with_capacity(self.entries.len() * POLLFD);
+                for e in &self.entries {
+                    buf.extend(e.fd.to_ne_bytes());
+                    buf.extend(e.asked.to_ne_bytes());
+                    buf.extend(if e.is_bad() { NVAL } else { e.revents }.to_ne_bytes());
                 }
+                c.mem.write(at, &buf)?;
                 Ok(self.ready() as i64)
             }
             Form::Select(count, at) => self.write_sets(c, count, at),

@@ -169,10 +169,10 @@ fn option(c: Caller, ret: Ret, val: u64, len_at: u64) -> Result<()> {
         Ret::OptRaw(bytes, len) => (bytes, len),
         other => return number(other).map(drop),
     };
-    if !bytes.is_empty() {
-        c.mem.write(val, &bytes)?;
+    match bytes.is_empty() {
+        true => c.mem.write(len_at, &len.to_ne_bytes()),
+        false => c.mem.write_both((val, &bytes), (len_at, &len.to_ne_bytes())),
     }
-    c.mem.write(len_at, &len.to_ne_bytes())
 }
 
 fn octets(c: Caller, at: u64, ret: Ret) -> Result<i64> {

@@ -123,9 +123,9 @@ pub(super) fn write_addr(mem: Mem, name: &[u8], addr: u64, len_at: u64) -> Resul
     let mut len = [0; 4];
     mem.read(len_at, &mut len)?;
     let room = usize::try_from(i32::from_ne_bytes(len)).map_err(|_| Errno::EINVAL)?;
-    let fits = name.len().min(room);
-    if fits > 0 {
-        mem.write(addr, &name[..fits])?;
+    let len = (name.len() as u32).to_ne_bytes();
+    match name.len().min(room) {
+        0 => mem.write(len_at, &len),
+        fits => mem.write_both((addr, &name[..fits]), (len_at, &len)),
     }
-    mem.write(len_at, &(name.len() as u32).to_ne_bytes())
 }
