@@ -245,3 +245,21 @@ fn epoll_knows_duplicates_of_a_file_by_the_callers_numbers() {
     assert_eq!(b.err(&mut lab, Call::EpollCtlKey(ep, fb, 70, EpollOp::Del)), Errno::ENOENT);
     assert_eq!(b.epoll_now(&mut lab, ep), [(2, PollEvents::IN)]);
 }
+
+#[test]
+fn octets_of_a_file_are_sent_and_received_without_a_tasks_memory() {
+    let (mut lab, a, fa, b, fb) = streams(10);
+    let text: Vec<u8> = (0..3_000_000u32).map(|i| (i % 251) as u8).collect();
+    *lab.hosts[A].mem.file.borrow_mut() = text.clone();
+    let send = |source, offset, len| Call::Send { fd: fa, iov: Iov::Source(source, offset, len), flags: 0, to: None, control: Vec::new() };
+    a.start(&mut lab, send(1, 1000, 2_000_000));
+    let mut got = 0;
+    while got < 2_000_000 {
+        let call = Call::Recv { fd: fb, iov: Iov::Source(1, got as u64, 500_000), flags: 0 };
+        let Ret::Received { len, .. } = b.call(&mut lab, call) else { panic!("the stream goes on") };
+        got += len;
+    }
+    assert_eq!(a.wait(&mut lab), Ret::Value(2_000_000), "it blocked, and went on");
+    assert_eq!(lab.hosts[B].mem.file.borrow()[..], text[1000..2_001_000]);
+    assert_eq!(a.now(&mut lab, send(1, 2_999_999, 2)), Ret::Err(Errno::EFAULT), "the file is shorter");
+}

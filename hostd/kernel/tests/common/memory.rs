@@ -14,6 +14,8 @@ const BASE: u64 = 0x1_0000;
 #[derive(Clone, Default)]
 pub struct Memory {
     bytes: Rc<RefCell<Vec<u8>>>,
+    /// A file: source number 1.
+    pub file: Rc<RefCell<Vec<u8>>>,
 }
 
 impl Memory {
@@ -53,6 +55,33 @@ impl Memory {
 }
 
 impl UserMemory for Memory {
+    fn copy_from_source(&mut self, source: u64, offset: u64, dst: &[Slice<'_>]) -> Result<(), Errno> {
+        let file = self.file.borrow();
+        let mut at = offset as usize;
+        for run in dst {
+            if source != 1 || at + run.len() > file.len() {
+                return Err(Errno::EIO);
+            }
+            run.write(&file[at..at + run.len()]);
+            at += run.len();
+        }
+        Ok(())
+    }
+
+    fn copy_to_source(&mut self, _source: u64, offset: u64, src: &[Slice<'_>]) -> Result<(), Errno> {
+        let mut file = self.file.borrow_mut();
+        let mut at = offset as usize;
+        for run in src {
+            let end = at + run.len();
+            if file.len() < end {
+                file.resize(end, 0);
+            }
+            run.read(&mut file[at..end]);
+            at = end;
+        }
+        Ok(())
+    }
+
     fn copy_to_user(&mut self, _task: TaskId, dst: u64, src: &[Slice<'_>]) -> Result<(), Errno> {
         let mut range = self.range(dst, src.iter().map(Slice::len).sum())?;
         let mut bytes = self.bytes.borrow_mut();
