@@ -7,7 +7,7 @@ use common::tasks::{AF_INET, AF_INET6, DGRAM, Prog, SOL_SOCKET, STREAM};
 use common::{A, ADDR_A, ADDR_B, B, Lab};
 use ringlab_kernel::errno::Errno;
 use ringlab_kernel::syscall::{Call, Control, OptVal, Ret};
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 
 const IPV6: i32 = 41;
 const V6ONLY: i32 = 26;
@@ -144,7 +144,7 @@ fn error_queue_of_a_mapped_socket_shows_mapped_offenders() {
     lab.run_for(std::time::Duration::from_millis(5));
     let e = a.recv(&mut lab, fd, 10, 0x2000);
     assert_eq!((e.from, &e.data[..]), (Some(to), &b"x"[..]), "with what was sent");
-    let offender = Ipv4Addr::from(ADDR_B).to_ipv6_mapped();
+    let offender = ADDR_B.to_ipv6_mapped();
     assert_eq!(e.control, [Control::Err6(Errno::ECONNREFUSED, 2, 3, 3, 0, offender)]);
 }
 

@@ -3,7 +3,7 @@
 //! A socket is a member of a group on an interface, of all its sources but some
 //! (`IP_ADD_MEMBERSHIP`, `IP_BLOCK_SOURCE`) or of some only
 //! (`IP_ADD_SOURCE_MEMBERSHIP`). The interface receives the group as long as any socket is
-//! a member, and tells routers so ([`crate::ip::igmp`]).
+//! a member, and tells routers so (`ip/igmp.rs`).
 
 use super::ipopt::octet;
 use super::optnum::{ip, level};
