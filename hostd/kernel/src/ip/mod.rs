@@ -9,6 +9,7 @@ mod forward;
 mod frag;
 pub(crate) mod header;
 pub(crate) mod icmp;
+mod ifaddr;
 pub(crate) mod igmp;
 mod input;
 mod output;

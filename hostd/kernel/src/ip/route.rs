@@ -4,6 +4,7 @@
 //! table is a vector sorted by prefix length, longest first, then network, then
 //! metric: a lookup is one binary search for each length that occurs.
 
+pub(crate) use super::ifaddr::{IFA_F_NOPREFIXROUTE, IFA_F_PERMANENT, IFA_F_SECONDARY, IfAddr};
 use crate::Kernel;
 use crate::dev::net_device::IfIndex;
 use crate::errno::Errno;
@@ -131,6 +132,9 @@ pub(crate) mod scope {
     pub(crate) const HOST: u8 = 254;
 }
 
+/// Routes, each with its table: `true` for the local one.
+pub(crate) type Placed = Vec<(bool, Entry)>;
+
 /// `RTPROT_KERNEL`.
 pub(crate) const PROT_KERNEL: u8 = 2;
 /// `RTPROT_BOOT`.
@@ -157,76 +161,13 @@ pub struct Fib {
     generation: u64,
 }
 
-/// An address of an interface (Linux `struct in_ifaddr`).
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct IfAddr {
-    pub(crate) dev: u32,
-    pub(crate) addr: Ipv4Addr,
-    pub(crate) len: u8,
-    /// The other end of a point-to-point link; else the address itself.
-    pub(crate) peer: Ipv4Addr,
-    /// Broadcast address that was given.
-    pub(crate) broadcast: Option<Ipv4Addr>,
-    /// `RT_SCOPE_*`.
-    pub(crate) scope: u8,
-    /// The name of the interface, or that with a colon and more.
-    pub(crate) label: String,
-    /// `IFA_F_*` of those that are kept: `SECONDARY`, `NOPREFIXROUTE`, `PERMANENT`.
-    pub(crate) flags: u32,
-    /// When it was made.
-    pub(crate) created: Instant,
-}
-
-/// `IFA_F_SECONDARY`.
-pub(crate) const IFA_F_SECONDARY: u32 = 1;
-/// `IFA_F_PERMANENT`.
-pub(crate) const IFA_F_PERMANENT: u32 = 0x80;
-/// `IFA_F_NOPREFIXROUTE`.
-pub(crate) const IFA_F_NOPREFIXROUTE: u32 = 0x200;
-
-impl IfAddr {
-    /// Network that it is on.
-    fn net(&self) -> u32 {
-        self.peer.to_bits() & mask(self.len)
-    }
-
-    /// The routes that it brings along (Linux `fib_add_ifaddr`): with the table, `true` for the local one.
-    fn routes(&self, up: bool, loopback: bool, primary: Ipv4Addr) -> Vec<(bool, Entry)> {
-        let entry = |kind, net, len| {
-            let scope = if kind == RouteKind::Local { scope::HOST } else { scope::LINK };
-            let via = Ipv4Addr::UNSPECIFIED;
-            Entry { net, len, metric: 0, kind, dev: self.dev, via, src: primary, scope, proto: PROT_KERNEL, mtu: 0, reject: None }
-        };
-        let mut out = Vec::from([(true, entry(RouteKind::Local, self.addr.to_bits(), 32))]);
-        if !up {
-            return out;
-        }
-        let (net, last) = (self.net(), self.net() | !mask(self.len));
-        if let Some(b) = self.broadcast.filter(|b| !b.is_broadcast() && b.to_bits() != last) {
-            out.push((true, entry(RouteKind::Broadcast, b.to_bits(), 32)));
-        }
-        let own_subnet = net >> 24 != 0 && self.flags & IFA_F_SECONDARY == 0 && (net != self.addr.to_bits() || self.len < 32);
-        if own_subnet {
-            if loopback {
-                out.push((true, entry(RouteKind::Local, net, self.len)));
-            } else if self.flags & IFA_F_NOPREFIXROUTE == 0 {
-                out.push((false, entry(RouteKind::Unicast, net, self.len)));
-            }
-            if self.len < 31 {
-                out.push((true, entry(RouteKind::Broadcast, last, 32)));
-            }
-        }
-        out
-    }
-}
-
 /// How long a path MTU holds (Linux `mtu_expires`).
 const MTU_EXPIRES: Duration = Duration::from_secs(600);
 /// Most path MTUs remembered.
 const MAX_PMTU: usize = 4096;
 
 /// Network mask of a prefix length.
-fn mask(len: u8) -> u32 {
+pub(super) fn mask(len: u8) -> u32 {
     u32::MAX.checked_shl(32 - u32::from(len)).unwrap_or(0)
 }
 
@@ -354,7 +295,7 @@ impl Fib {
 
     /// Makes the kernel's routes of an interface those of its addresses: what went and what came,
     /// `true` standing for the local table.
-    pub(crate) fn sync(&mut self, dev: u32, up: bool, loopback: bool) -> (Vec<(bool, Entry)>, Vec<(bool, Entry)>) {
+    pub(crate) fn sync(&mut self, dev: u32, up: bool, loopback: bool) -> (Placed, Placed) {
         let mut want = Vec::new();
         for a in self.addrs.iter().filter(|a| a.dev == dev) {
             let first = |b: &&IfAddr| b.dev == dev && b.flags & IFA_F_SECONDARY == 0 && b.len == a.len && b.net() == a.net();
