@@ -39,8 +39,10 @@ pub fn run(run_dir: PathBuf, commands: &Commands) -> anyhow::Result<()> {
     let mut spin = Spin::new();
     let mut events = Vec::new();
     let mut rounds = 0;
+    let mut woke = None;
     loop {
-        let time = now();
+        // A frame is on the wire from when its doorbell woke the NIC, not from when the NIC has got to it.
+        let time = woke.take().unwrap_or_else(now);
         let idle = time.nanos_since(spin.last_work);
         let early = if idle < IDLE_NS { 0 } else { EARLY_NS };
         nic.on_time(time, early, &poller);
@@ -71,6 +73,7 @@ pub fn run(run_dir: PathBuf, commands: &Commands) -> anyhow::Result<()> {
         events.clear();
         poller.wait(wait, |token| events.push(token)).context("epoll")?;
         let time = now();
+        woke = Some(time);
         for &token in &events {
             if token == Token::Control {
                 while let Some(command) = commands.next() {
