@@ -184,24 +184,27 @@ impl Kernel {
     }
 
     /// `connect` with `AF_UNSPEC`, or a failed `connect`: the socket is as new, but for
-    /// its options and a port that was bound (Linux `tcp_disconnect`).
+    /// its options and a port that was bound (Linux `tcp_disconnect`). A port that was not is free,
+    /// though `getsockname` tells it until there is another.
     ///
     /// # Errors
     /// None today; Linux has some for protocols built on TCP.
     pub(crate) fn tcp_disconnect(&mut self, sk: &mut Sock) -> Result<(), Errno> {
         let state = sk.tp().state;
+        let unsent = sk.tp().snd_nxt != sk.tp().write_seq;
         match state {
             State::Listen => self.inet_csk_listen_stop(sk),
             State::SynSent => sk.err = Some(Errno::ECONNRESET),
-            State::Close => {}
-            s => {
-                let tp = sk.tp();
-                let unsent = tp.snd_nxt != tp.write_seq && matches!(s, State::Closing | State::LastAck);
-                if unsent || matches!(s, State::Established | State::CloseWait | State::FinWait1 | State::FinWait2 | State::SynRecv) {
-                    self.tcp_send_active_reset(sk);
-                }
+            State::Established | State::CloseWait | State::FinWait1 | State::FinWait2 | State::SynRecv => {
+                self.tcp_send_active_reset(sk);
                 sk.err = Some(Errno::ECONNRESET);
             }
+            State::Closing | State::LastAck if unsent => {
+                self.tcp_send_active_reset(sk);
+                sk.err = Some(Errno::ECONNRESET);
+            }
+            // Both sides have said that they are done: nothing is cut short.
+            _ => {}
         }
         if state != State::Close {
             self.tcp_set_state(sk, State::Close);
@@ -210,9 +213,6 @@ impl Kernel {
         self.tcp_purge_receive_queue(sk);
         self.tcp_write_queue_purge(sk);
         self.tcp_purge_ofo(sk);
-        if !sk.tp().owns_port {
-            sk.sport = 0;
-        }
         if !sk.bound_addr {
             sk.saddr = Ipv4Addr::UNSPECIFIED;
             sk.rcv_saddr = Ipv4Addr::UNSPECIFIED;
@@ -223,9 +223,7 @@ impl Kernel {
         sk.dst = None;
         sk.rmem_alloc = 0;
         self.tcp_reset_sock(sk);
-        if sk.err.is_some() {
-            self.sk_error_report(sk);
-        }
+        self.sk_error_report(sk);
         Ok(())
     }
 

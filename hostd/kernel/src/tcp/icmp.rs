@@ -3,12 +3,13 @@
 use super::hash::Entry;
 use super::secure::Tuple;
 use super::seq::SeqNum;
-use super::sock::{Deferred, tp};
+use super::sock::{Deferred, SKB_OVERHEAD, tp};
 use super::state::State;
 use crate::Kernel;
 use crate::errno::Errno;
 use crate::ip::IcmpError;
-use crate::sock::Sock;
+use crate::sock::{Sock, SockErr};
+use core::net::SocketAddrV4;
 use ringlab_counters::Mib;
 
 /// Errno of destination unreachable by code, and whether it ends a connection that begins
@@ -35,6 +36,7 @@ const DEST_UNREACH: u8 = 3;
 const TIME_EXCEEDED: u8 = 11;
 const PARAM_PROBLEM: u8 = 12;
 const FRAG_NEEDED: u8 = 4;
+const SO_EE_ORIGIN_ICMP: u8 = 2;
 
 impl Kernel {
     /// An ICMP error quotes a segment of ours.
@@ -85,6 +87,9 @@ impl Kernel {
             _ => return,
         };
         let handshake = matches!(tp.state, State::SynSent | State::SynRecv);
+        if handshake {
+            Self::ip_icmp_error(sk, e, err);
+        }
         if handshake && !sk.owned && (fatal || e.kind == DEST_UNREACH) {
             sk.err = Some(err);
             self.tcp_write_queue_purge(sk);
@@ -99,6 +104,26 @@ impl Kernel {
             // Soft: reported only if the connection times out anyway.
             sk.err_soft = Some(err);
         }
+    }
+
+    /// An ICMP error about a handshake goes to the error queue, whether or not the program asked for one
+    /// (Linux `ip_icmp_error`).
+    fn ip_icmp_error(sk: &mut Sock, e: &IcmpError, errno: Errno) {
+        let queued = u32::try_from(sk.error_queue.len()).unwrap_or(u32::MAX).saturating_add(1);
+        if sk.rmem_alloc.saturating_add(queued.saturating_mul(SKB_OVERHEAD)) >= sk.rcvbuf {
+            return;
+        }
+        sk.error_queue.push_back(SockErr {
+            errno,
+            origin: SO_EE_ORIGIN_ICMP,
+            kind: e.kind,
+            code: e.code,
+            info: e.info,
+            offender: e.from,
+            addr: SocketAddrV4::new(e.daddr, sk.dport),
+            data: e.quote.clone(),
+            report: e.report,
+        });
     }
 
     fn tcp_frag_needed(&mut self, sk: &mut Sock, mtu: u32) {

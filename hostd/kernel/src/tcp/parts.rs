@@ -136,6 +136,20 @@ impl AckState {
     }
 }
 
+/// How far the urgent octet has come (`urg_data`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Urg {
+    /// There is none, or the program has read past it.
+    #[default]
+    Absent,
+    /// Announced by an urgent pointer (`TCP_URG_NOTYET`).
+    NotYet,
+    /// Here (`TCP_URG_VALID`).
+    Valid(u8),
+    /// Read out of band (`TCP_URG_READ`).
+    Read,
+}
+
 /// Keepalive and time limits that the program may set.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct UserTimers {

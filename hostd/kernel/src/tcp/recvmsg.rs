@@ -3,7 +3,7 @@
 use super::header::flag;
 use super::sendmsg::RESCHED_AFTER;
 use super::seq::SeqNum;
-use super::sock::tp;
+use super::sock::{Urg, tp};
 use super::state::State;
 use crate::Kernel;
 use crate::errno::Errno;
@@ -24,6 +24,8 @@ enum Next {
     Nothing,
     /// The urgent octet, out of band.
     Mark,
+    /// The urgent octet, behind data of the same call.
+    Stop,
 }
 
 impl Kernel {
@@ -37,15 +39,17 @@ impl Kernel {
         }
         let peek = m.flags & msg::PEEK != 0;
         let total = m.copied as u64 + m.iter.count();
-        let target = if m.flags & msg::WAITALL != 0 { total } else { u64::from(sk.opt.rcvlowat.max(1)).min(total) };
+        let target = if m.flags & msg::WAITALL != 0 { total } else { u64::from(sk.opt.rcvlowat).min(total) }.max(1);
         let start = m.copied;
         loop {
-            if m.iter.count() == 0 && m.copied > 0 || total == 0 {
+            if m.iter.count() == 0 && m.copied > 0 {
                 return self.tcp_recv_done(sk, m, start);
             }
-            let ahead = if peek { m.copied as u32 + sk.opt.peek_off.unwrap_or(0) } else { 0 };
-            let at = sk.tp().copied_seq + ahead;
-            match tcp_next(sk, at) {
+            let at = if peek { tcp_peek_seq(sk, m.copied as u32) } else { sk.tp().copied_seq };
+            match tcp_next(sk, at, m.copied > 0) {
+                // Without room the call only waits for data.
+                Next::Stop | Next::Data(..) | Next::Mark if total == 0 => return self.tcp_recv_done(sk, m, start),
+                Next::Stop => return self.tcp_recv_done(sk, m, start),
                 Next::Data(index, offset, avail) => {
                     let limit = (RESCHED_AFTER - (m.copied - start).min(RESCHED_AFTER - 1)) as u32;
                     if let Err(e) = self.tcp_recv_copy(sk, m, index, offset, avail.min(limit)) {
@@ -61,13 +65,9 @@ impl Kernel {
                     self.tcp_consume_fin(sk, peek);
                     return self.tcp_recv_done(sk, m, start);
                 }
-                Next::Mark if m.copied > 0 => return self.tcp_recv_done(sk, m, start),
                 Next::Mark => {
                     // Reading goes on behind the mark.
-                    if peek {
-                        return self.tcp_recv_done(sk, m, start);
-                    }
-                    self.tcp_skip_mark(sk);
+                    self.tcp_advance(sk, 1);
                     continue;
                 }
                 Next::Nothing => {}
@@ -123,8 +123,8 @@ impl Kernel {
     fn tcp_recv_copy(&mut self, sk: &mut Sock, m: &mut MsgState, index: usize, offset: u32, avail: u32) -> Result<(), Errno> {
         let peek = m.flags & msg::PEEK != 0;
         let skb = &sk.receive_queue[index];
-        let (id, len) = (skb.id, skb.len());
-        let used = if m.flags & msg::TRUNC != 0 && !peek {
+        let id = skb.id;
+        let used = if m.flags & msg::TRUNC != 0 {
             // Discard without copying.
             let n = u64::from(avail).min(m.iter.count());
             let mut left = n;
@@ -149,12 +149,23 @@ impl Kernel {
         if let Some(at) = &mut sk.opt.peek_off {
             *at = at.saturating_sub(used);
         }
-        tp!(sk).copied_seq += used;
+        self.tcp_advance(sk, used);
         self.tcp_rcv_space_adjust(sk);
-        if offset + used == len && sk.receive_queue.front().is_some_and(|s| s.tcp.flags & flag::FIN == 0) {
+        Ok(())
+    }
+
+    /// The program is through with `n` octets at the head of the receive queue.
+    pub(super) fn tcp_advance(&mut self, sk: &mut Sock, n: u32) {
+        let tp = tp!(sk);
+        tp.copied_seq += n;
+        let copied = tp.copied_seq;
+        if tp.urg_mark().is_some_and(|mark| copied.after(mark)) {
+            tp.urg_data = Urg::Absent;
+            tp.fast_path_check();
+        }
+        if sk.receive_queue.front().is_some_and(|s| s.tcp.flags & flag::FIN == 0 && s.tcp.end_seq.at_or_before(copied)) {
             self.tcp_eat_recv_skb(sk);
         }
-        Ok(())
     }
 
     /// Frees the head of the receive queue.
@@ -172,48 +183,31 @@ impl Kernel {
         }
     }
 
-    fn tcp_skip_mark(&mut self, sk: &mut Sock) {
-        let tp = tp!(sk);
-        tp.copied_seq += 1;
-        tp.urg_seq = None;
-        tp.fast_path_check();
-    }
-
     /// `MSG_OOB` (Linux `tcp_recv_urg`).
     fn tcp_recv_urg(&mut self, sk: &mut Sock, m: &mut MsgState) -> Result<usize, Errno> {
         let tp = tp!(sk);
-        if sk.opt.oobinline || tp.urg_seq.is_none() || tp.urg_read {
+        if sk.opt.oobinline || matches!(tp.urg_data, Urg::Absent | Urg::Read) {
             return Err(Errno::EINVAL);
         }
-        if tp.state == State::Close {
+        if tp.state == State::Close && !tp.fin_received {
             return Err(Errno::ENOTCONN);
         }
-        let Some(octet) = tp.urg_data else {
-            return if sk.shutdown & RCV_SHUTDOWN != 0 { Ok(0) } else { Err(Errno::EAGAIN) };
+        let Urg::Valid(octet) = tp.urg_data else {
+            let ended = tp.state == State::Close || sk.shutdown & RCV_SHUTDOWN != 0;
+            return if ended { Ok(0) } else { Err(Errno::EAGAIN) };
         };
-        let at = tp.urg_seq.unwrap_or_default();
-        let Some(Next::Data(index, offset, _)) = Some(find(sk, at)) else {
-            // Read past already: the octet itself is kept, but there is no memory to copy from.
-            return self.tcp_recv_urg_octet(sk, m, octet);
-        };
-        m.out_flags |= msg::OOB;
-        let n = copy_skb_to_iter(&mut *self.mem, m.task, &sk.receive_queue[index], offset, 1, &mut m.iter)?;
         if m.flags & msg::PEEK == 0 {
-            let tp = tp!(sk);
-            (tp.urg_data, tp.urg_read) = (None, true);
+            tp.urg_data = Urg::Read;
         }
-        Ok(n as usize)
-    }
-
-    fn tcp_recv_urg_octet(&mut self, sk: &mut Sock, m: &mut MsgState, octet: u8) -> Result<usize, Errno> {
-        let Some(run) = m.iter.next_run(1) else { return Ok(0) };
-        let buf = self.config.pool.alloc(1).ok_or(Errno::ENOBUFS)?;
-        buf.slice(0, 1).write(&[octet]);
-        copy_run_to(&mut *self.mem, m.task, m.iter.source(), run.addr, &[buf.slice(0, 1)])?;
         m.out_flags |= msg::OOB;
-        if m.flags & msg::PEEK == 0 {
-            let tp = tp!(sk);
-            (tp.urg_data, tp.urg_read) = (None, true);
+        let Some(run) = m.iter.next_run(1) else {
+            m.out_flags |= msg::TRUNC;
+            return Ok(0);
+        };
+        if m.flags & msg::TRUNC == 0 {
+            let buf = self.config.pool.alloc(1).ok_or(Errno::ENOBUFS)?;
+            buf.slice(0, 1).write(&[octet]);
+            copy_run_to(&mut *self.mem, m.task, m.iter.source(), run.addr, &[buf.slice(0, 1)])?;
         }
         Ok(1)
     }
@@ -270,11 +264,21 @@ impl Kernel {
     }
 }
 
-fn tcp_next(sk: &Sock, at: SeqNum) -> Next {
-    let tp = sk.tp();
-    let mark = tp.urg_seq.filter(|_| !sk.opt.oobinline);
+/// Where `MSG_PEEK` goes on after `copied` octets. An urgent octet where it began is a hole.
+fn tcp_peek_seq(sk: &Sock, copied: u32) -> SeqNum {
+    let start = sk.tp().copied_seq + sk.opt.peek_off.unwrap_or(0);
+    let hole = sk.tp().urg_mark() == Some(start) && !sk.opt.oobinline && matches!(find(sk, start), Next::Data(..));
+    start + copied + u32::from(hole)
+}
+
+/// What is at `at`; `behind`: after octets of the same call, which ends at the urgent octet, in line or not.
+fn tcp_next(sk: &Sock, at: SeqNum, behind: bool) -> Next {
+    let mark = sk.tp().urg_mark();
+    if behind && mark == Some(at) {
+        return Next::Stop;
+    }
     match find(sk, at) {
-        Next::Data(..) if mark == Some(at) => Next::Mark,
+        Next::Data(..) if mark == Some(at) && !sk.opt.oobinline => Next::Mark,
         Next::Data(i, off, avail) => {
             let upto = mark.filter(|m| m.after(at)).map_or(avail, |m| avail.min(m - at));
             Next::Data(i, off, upto)

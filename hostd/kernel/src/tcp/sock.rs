@@ -2,7 +2,7 @@
 
 use super::cong::{CaState, Cong, Cwnd};
 use super::header::TSTAMP_ALIGNED;
-pub use super::parts::{AckState, Ecn, Listen, Prr, RcvTune, Rtt, RxOpt, Totals, UserTimers, WriteTimer};
+pub use super::parts::{AckState, Ecn, Listen, Prr, RcvTune, Rtt, RxOpt, Totals, Urg, UserTimers, WriteTimer};
 use super::rack::Rack;
 use super::rate::Rate;
 use super::seq::SeqNum;
@@ -79,12 +79,10 @@ pub struct TcpSock {
     pub rcv_ssthresh: u32,
     /// Share of receive memory that is payload, of 256.
     pub scaling_ratio: u32,
-    /// Octet after which urgent data ends, while it is not read.
-    pub urg_seq: Option<SeqNum>,
-    /// The urgent octet, when it has come and not been read.
-    pub urg_data: Option<u8>,
-    /// It was read out of band.
-    pub urg_read: bool,
+    /// The urgent octet's number, unless `urg_data` is [`Urg::Absent`].
+    pub urg_seq: SeqNum,
+    /// How far the urgent octet has come.
+    pub urg_data: Urg,
 
     // Segment sizes, octets of payload.
     /// Current MSS, options subtracted.
@@ -267,9 +265,8 @@ impl TcpSock {
             window_clamp: 0,
             rcv_ssthresh: 0,
             scaling_ratio: TCP_DEFAULT_SCALING_RATIO,
-            urg_seq: None,
-            urg_data: None,
-            urg_read: false,
+            urg_seq: SeqNum(0),
+            urg_data: Urg::Absent,
             mss_cache: TCP_MSS_DEFAULT,
             advmss: TCP_MSS_DEFAULT,
             pmtu_cookie: 0,
@@ -355,6 +352,11 @@ impl TcpSock {
         self.snd_una + self.snd_wnd
     }
 
+    /// Where the urgent octet is or was, until the program has read past it.
+    pub fn urg_mark(&self) -> Option<SeqNum> {
+        (self.urg_data != Urg::Absent).then_some(self.urg_seq)
+    }
+
     /// What is left of the window last offered (Linux `tcp_receive_window`).
     pub fn receive_window(&self) -> u32 {
         let win = (self.rcv_wup + self.rcv_wnd).distance(self.rcv_nxt);
@@ -414,6 +416,15 @@ impl Sock {
     /// at the same time, match `proto` instead.
     pub(crate) fn tp_mut(&mut self) -> &mut TcpSock {
         tp!(self)
+    }
+
+    /// The local port that it holds, 0 if none (`inet_num`). A TCP socket that gave its port back still
+    /// shows it as `sport`, and may be bound again.
+    pub(crate) fn inet_num(&self) -> u16 {
+        match &self.proto {
+            Proto::Tcp(tp) if !tp.owns_port => 0,
+            _ => self.sport,
+        }
     }
 
     /// Free receive memory as window, octets; negative memory is none (Linux `tcp_space`).

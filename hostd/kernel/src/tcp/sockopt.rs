@@ -2,7 +2,7 @@
 
 use super::TcpInfo;
 use super::cong::{CaState, Cong};
-use super::sock::{TcpSock, tp};
+use super::sock::{TcpSock, Urg, tp};
 use super::state::State;
 use crate::Kernel;
 use crate::errno::Errno;
@@ -144,13 +144,9 @@ impl Kernel {
         self.tcp_set_keepalive(sk);
     }
 
-    /// `SIOCATMARK`: the next octet is the urgent one.
-    ///
-    /// # Errors
-    /// `EINVAL` on a listener.
-    pub(crate) fn sk_atmark(&self, sk: &Sock) -> Result<bool, Errno> {
-        let tp = sk.tp();
-        if tp.state == State::Listen { Err(Errno::EINVAL) } else { Ok(tp.urg_seq == Some(tp.copied_seq)) }
+    /// `SIOCATMARK`: the next octet is the urgent one; never of a listener.
+    pub(crate) fn sk_atmark(sk: &Sock) -> bool {
+        sk.tp().urg_mark() == Some(sk.tp().copied_seq)
     }
 
     /// `SO_KEEPALIVE` or `TCP_KEEPIDLE` changed (Linux `tcp_set_keepalive`).
@@ -239,7 +235,8 @@ impl Kernel {
             mask |= PollEvents::IN | PollEvents::RDNORM | PollEvents::RDHUP;
         }
         if tp.state != State::SynSent && tp.state != State::SynRecv {
-            let at_mark = tp.urg_seq == Some(tp.copied_seq) && !sk.opt.oobinline && tp.urg_data.is_some();
+            // The urgent octet, read or not, is nothing to read in band.
+            let at_mark = tp.urg_mark() == Some(tp.copied_seq) && !sk.opt.oobinline;
             let target = sk.opt.rcvlowat.max(1) + u32::from(at_mark);
             if readable_octets(sk) >= target {
                 mask |= PollEvents::IN | PollEvents::RDNORM;
@@ -247,7 +244,7 @@ impl Kernel {
             if sk.shutdown & SEND_SHUTDOWN != 0 || sk.tcp_writeable(self.tcp.sysctl.notsent_lowat) {
                 mask |= PollEvents::OUT | PollEvents::WRNORM;
             }
-            if tp.urg_data.is_some() {
+            if matches!(tp.urg_data, Urg::Valid(_)) {
                 mask |= PollEvents::PRI;
             }
         }
@@ -269,7 +266,12 @@ impl Kernel {
         if matches!(tp.state, State::SynSent | State::SynRecv) {
             return Ok(0);
         }
-        Ok(readable_octets(sk))
+        let readable = readable_octets(sk);
+        Ok(match tp.urg_mark().filter(|_| !sk.opt.oobinline) {
+            // As far as the urgent octet: a read ends there.
+            Some(mark) if mark.at_or_after(tp.copied_seq) => readable.min(mark - tp.copied_seq),
+            _ => readable,
+        })
     }
 
     /// `SIOCOUTQ`: octets not acknowledged.

@@ -182,7 +182,7 @@ impl Kernel {
             sk.bound_addr = !ip.is_unspecified();
             return Ok(());
         }
-        if sk.state() != State::Close || sk.sport != 0 {
+        if sk.state() != State::Close || sk.inet_num() != 0 {
             return Err(Errno::EINVAL);
         }
         let before = (sk.saddr, sk.rcv_saddr);
@@ -234,7 +234,7 @@ impl Kernel {
             if sk.ss != SockState::Unconnected || !matches!(state, State::Close | State::Listen) {
                 return Err(Errno::EINVAL);
             }
-            if state == State::Close && sk.sport == 0 {
+            if state == State::Close && sk.inet_num() == 0 {
                 k.tcp_get_port(sk, sk.rcv_saddr, 0)?;
             }
             k.tcp_listen(sk, backlog)

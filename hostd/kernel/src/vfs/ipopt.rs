@@ -117,7 +117,7 @@ impl Kernel {
 
     pub(super) fn ipv6_setsockopt(&mut self, sk: &mut Sock, name: i32, val: &OptVal) -> Result<(), Errno> {
         match name {
-            ipv6::V6ONLY if sk.sport != 0 => return Err(Errno::EINVAL),
+            ipv6::V6ONLY if sk.inet_num() != 0 => return Err(Errno::EINVAL),
             ipv6::V6ONLY => sk.inet.v6only = flag(val)?,
             ipv6::RECVERR => {
                 sk.inet.recverr6 = flag(val)?;

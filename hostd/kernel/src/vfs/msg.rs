@@ -254,7 +254,7 @@ impl Kernel {
     pub(crate) fn sys_atmark(&mut self, task: TaskId, fd: Fd) -> Result<i32, Errno> {
         let sk = self.sock_by_fd(task, fd)?;
         match sk.proto {
-            Proto::Tcp(_) => self.sk_atmark(sk).map(i32::from),
+            Proto::Tcp(_) => Ok(Self::sk_atmark(sk).into()),
             _ => Err(Errno::ENOTTY),
         }
     }

@@ -388,7 +388,7 @@ impl TcpSock {
 
     /// Headers may be predicted again (Linux `tcp_fast_path_check`).
     pub(crate) fn fast_path_check(&mut self) {
-        self.fast_path = self.ofo_queue.is_empty() && self.rcv_wnd != 0 && self.urg_seq.is_none();
+        self.fast_path = self.ofo_queue.is_empty() && self.rcv_wnd != 0 && self.urg_mark().is_none();
     }
 
     /// `TS.Recent` (RFC 7323 §4.3; Linux `tcp_replace_ts_recent`).

@@ -8,7 +8,8 @@ use crate::errno::Errno;
 use crate::skb::SkBuff;
 use crate::sock::Sock;
 use crate::tcp::header::{Options, flag};
-use crate::tcp::sock::{TCP_MAX_QUICKACKS, TcpSock, tp};
+use crate::tcp::seq::SeqNum;
+use crate::tcp::sock::{TCP_MAX_QUICKACKS, TcpSock, Urg, tp};
 use crate::tcp::state::State;
 use crate::wait::queue::PollEvents;
 use alloc::boxed::Box;
@@ -209,27 +210,38 @@ impl Kernel {
     /// `skb` stands at the header.
     pub(crate) fn tcp_urg(&mut self, sk: &mut Sock, skb: &SkBuff) {
         let cb = &skb.tcp;
-        let tp = tp!(sk);
         if cb.flags & flag::URG != 0 {
-            let at = cb.seq + u32::from(cb.urg).saturating_sub(1);
-            let news = at.at_or_after(tp.copied_seq) && at.at_or_after(tp.rcv_nxt) && tp.urg_seq.is_none_or(|u| at.after(u));
-            if news {
-                tp.urg_seq = Some(at);
-                tp.urg_data = None;
-                tp.urg_read = false;
-                tp.fast_path = false;
-                self.sk_send_sigurg(sk);
-            }
+            self.tcp_check_urg(sk, cb.seq + u32::from(cb.urg).saturating_sub(1));
         }
         let tp = tp!(sk);
-        let Some(at) = tp.urg_seq.filter(|at| tp.urg_data.is_none() && !tp.urg_read && at.at_or_after(cb.seq)) else { return };
+        if tp.urg_data != Urg::NotYet || tp.urg_seq.before(cb.seq) {
+            return;
+        }
         let syn = u32::from(cb.flags & flag::SYN != 0);
-        let offset = (at - cb.seq) + u32::from(cb.hdr_len) - syn;
+        let offset = (tp.urg_seq - cb.seq) + u32::from(cb.hdr_len) - syn;
         let mut octet = [0];
         if offset < skb.len() && skb.copy_bits(offset, &mut octet).is_ok() {
-            tp.urg_data = Some(octet[0]);
+            tp.urg_data = Urg::Valid(octet[0]);
             self.sk_state_change(sk, PollEvents::PRI);
         }
+    }
+
+    /// An urgent pointer: news if it points behind what was read and behind the last one (Linux `tcp_check_urg`).
+    fn tcp_check_urg(&mut self, sk: &mut Sock, at: SeqNum) {
+        let tp = sk.tp();
+        if at.before(tp.copied_seq) || at.before(tp.rcv_nxt) || tp.urg_mark().is_some_and(|u| !at.after(u)) {
+            return;
+        }
+        self.sk_send_sigurg(sk);
+        // An urgent octet that is next to be read gives way to its successor: it would become ordinary data.
+        let tp = sk.tp();
+        if tp.urg_mark() == Some(tp.copied_seq) && !sk.opt.oobinline && tp.copied_seq != tp.rcv_nxt {
+            self.tcp_advance(sk, 1);
+        }
+        let tp = tp!(sk);
+        tp.urg_seq = at;
+        tp.urg_data = Urg::NotYet;
+        tp.fast_path = false;
     }
 }
 

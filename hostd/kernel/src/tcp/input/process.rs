@@ -178,13 +178,15 @@ impl Kernel {
         self.tcp_sndbuf_expand(sk);
         let full = sk.tcp_full_space();
         let tp = tp!(sk);
-        tp.rcvtune.space = tp.rcv_wnd.min(10 * tp.advmss).min(tp.rcv_wnd);
         tp.rcvtune.seq = tp.copied_seq;
         tp.rcvtune.time = now;
-        if tp.window_clamp >= full {
-            tp.window_clamp = full.max(4 * tp.advmss);
+        tp.window_clamp = tp.window_clamp.min(full);
+        // One segment is kept in reserve (Linux `tcp_init_buffer_space`).
+        if tp.window_clamp > 2 * tp.advmss && tp.window_clamp + tp.advmss > full {
+            tp.window_clamp = (2 * tp.advmss).max(full.saturating_sub(tp.advmss));
         }
         tp.rcv_ssthresh = tp.rcv_ssthresh.min(tp.window_clamp);
+        tp.rcvtune.space = tp.rcv_ssthresh.min(tp.rcv_wnd).min(10 * tp.advmss);
         let syn_lost = tp.total.total_retrans > 1 && tp.rtt.srtt_us == 0;
         tp.cwnd.cwnd = if syn_lost { 1 } else { crate::tcp::cong::TCP_INIT_CWND };
         tp.cwnd.stamp = now;

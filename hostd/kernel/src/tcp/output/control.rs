@@ -62,7 +62,10 @@ impl Kernel {
         let scaling = self.tcp.sysctl.window_scaling;
         let (full, rmem_max) = (sk.tcp_full_space(), self.tcp.sysctl.rmem[2].max(sk.rcvbuf));
         let timestamps = self.tcp.sysctl.timestamps;
+        // What befell the connection before is forgotten.
+        sk.err = None;
         let tp = tp!(sk);
+        tp.fin_received = false;
         tp.rx_opt.mss_clamp = if tp.rx_opt.user_mss != 0 { tp.rx_opt.user_mss } else { 0xffff };
         tp.max_window = 0;
         tp.advmss = advmss(mtu);
