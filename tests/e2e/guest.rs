@@ -32,8 +32,10 @@ fn exit_codes_and_streams_are_the_programs_own() {
         let missing = run(&lab, "a", &["no-such-program"]);
         assert_eq!(missing.status.code(), Some(127), "{}", text(&missing.stderr));
         assert!(text(&missing.stderr).contains("no-such-program: No such file or directory"), "{}", text(&missing.stderr));
-        assert_eq!(run(&lab, "a", &["/etc/passwd"]).status.code(), Some(126));
-        assert_eq!(run(&lab, "a", &["sh", "-c", "kill -9 $$"]).status.code(), Some(137));
+        let data = run(&lab, "a", &["/etc/passwd"]);
+        assert_eq!(data.status.code(), Some(126), "{}", text(&data.stderr));
+        let killed = run(&lab, "a", &["sh", "-c", "kill -9 $$"]);
+        assert_eq!(killed.status.code(), Some(137), "{}", text(&killed.stderr));
     });
 }
 
