@@ -81,9 +81,11 @@ pub async fn on_host(maker: &Maker, node: &NodePlan, start: ExecStart, mut input
             }
         }
     };
+    tokio::pin!(fetch);
     tokio::select! {
-        () = pass => {}
-        () = fetch => {}
+        // hostd listens no more: the program has ended, or was refused. What it says of that is on its way.
+        () = pass => fetch.await,
+        () = &mut fetch => {}
     }
 }
 
