@@ -16,6 +16,8 @@ const LIMIT: Duration = Duration::from_secs(150);
 const PINNED: &[(&str, &str)] = &[
     ("net.ipv4.tcp_rmem", "4096 131072 6291456"),
     ("net.ipv4.tcp_wmem", "4096 16384 4194304"),
+    // CUBIC is not always permitted in a namespace.
+    ("net.ipv4.tcp_congestion_control", "reno"),
     ("net.ipv4.icmp_ratelimit", "0"),
     ("net.ipv4.icmp_msgs_per_sec", "100000"),
     ("net.ipv4.icmp_msgs_burst", "100000"),

@@ -1,6 +1,8 @@
 /* Operations on options, and requests. */
 #include "parity.h"
 
+static bool is_timeout(const char *name) { return !strcmp(name, "SO_RCVTIMEO") || !strcmp(name, "SO_SNDTIMEO"); }
+
 /* set x NAME VALUE…: an int; SO_LINGER "ON SECONDS", timeouts in milliseconds, text for those that are text. */
 static void op_set(const struct words *w)
 {
@@ -11,7 +13,7 @@ static void op_set(const struct words *w)
     if (!strcmp(w->w[2], "SO_LINGER")) {
         struct linger l = {value, (int)number(w, 4, 0)};
         out_ret(setsockopt(fd, o->level, o->number, &l, sizeof l));
-    } else if (strstr(w->w[2], "TIMEO")) {
+    } else if (is_timeout(w->w[2])) {
         struct timeval tv = {ms / 1000, ms % 1000 * 1000};
         out_ret(setsockopt(fd, o->level, o->number, &tv, sizeof tv));
     } else if (!strcmp(w->w[2], "TCP_CONGESTION") || !strcmp(w->w[2], "SO_BINDTODEVICE") || !strcmp(w->w[2], "TCP_ULP")) {
@@ -41,7 +43,7 @@ static void op_get(const struct words *w)
         out(" %d %d", v.linger.l_onoff, v.linger.l_linger);
     else if (!strcmp(w->w[2], "SO_ERROR"))
         out(" %s", errno_name(v.value));
-    else if (strstr(w->w[2], "TIMEO"))
+    else if (is_timeout(w->w[2]))
         out(" %ld.%06ld", (long)v.tv.tv_sec, (long)v.tv.tv_usec);
     else if (!strcmp(w->w[2], "TCP_CONGESTION") || !strcmp(w->w[2], "SO_BINDTODEVICE"))
         out_data(v.text, strnlen(v.text, len));

@@ -32,7 +32,7 @@ static const struct test_case cases[] = {
     {"six_bound_mapped", "a tcp6 c\na bind c mA:P0\na name c\na listen c\na tcp d\na connect d A:P0\na accept c e\na name e\na tcp6 f\na bind f mlo:P0\na name f\na tcp g\na bind g A:P0", NULL},
     {"six_and_four_conflict", "a tcp6 c\na bind c 6any:P0\na tcp d\na bind d any:P0\na bind d A:P0\na tcp e\na bind e any:P1\na tcp6 f\na bind f 6any:P1\na set f IPV6_V6ONLY\na bind f 6any:P1", NULL},
     {"six_udp_serves_four", "b udp6 s\nb bind s 6any:P0\na udp c\na bind c A:P1\na sendto c x B:P0\nb recvfrom s\nb sendto s y mA:P1\na recvfrom c\nb connect s mA:P1\nb name s\nb peer s\nb send s z\na recv c", NULL},
-    {"six_loopback", "a tcp6 l\na bind l 6lo:P0\na listen l\na tcp6 c\na connect c 6lo:P0\na accept l s\na name s\na udp6 u\na bind u 6lo:P1\na sendto u x 6lo:P1\na recvfrom u", NULL},
+    {"six_loopback", "a tcp6 l nb\na bind l 6lo:P0\na listen l\na tcp6 c\na connect c 6lo:P0\na accept l s\na name s\na udp6 u\na bind u 6lo:P1\na sendto u x 6lo:P1\na recvfrom u 10 dontwait", NULL},
     {"six_far", "a tcp6 c\na connect c 6far:P0\na udp6 u\na sendto u x 6far:P0\na connect u 6far:P0\na get u SO_ERROR", NULL},
     {"six_disconnect", "b server l\na tcp6 c\na connect c mB:P0\na connect c unspec\na name c\na peer c\na connect c mB:P0\na peer c", NULL},
     {"six_option_errors", "a tcp c\na get c IPV6_V6ONLY\na set c IPV6_V6ONLY\na tcp6 d\na get d IP_TTL\na set d IP_TTL 9\na get d IP_TTL\na set d IPV6_UNICAST_HOPS 7\na get d IPV6_UNICAST_HOPS\na set d IPV6_UNICAST_HOPS 300", NULL},

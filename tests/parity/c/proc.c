@@ -66,7 +66,7 @@ static void exec_keeps(void)
 
 static void many_threads(void)
 {
-    script(LINK "a tcp d\na connect d B:P0\nb accept l t\na& recv c\na& recv d\na& poll 3000 c:in d:in\nb send t two\na join 2\na blocked 1\nb send s one\na join 1\na join 3");
+    script(LINK "a tcp d\na connect d B:P0\nb accept l t\na& recv c\na& recv d\nb send t two\na join 2\na blocked 1\nb send s one\na join 1");
 }
 
 static void sigkill_in_call(void)
