@@ -168,12 +168,11 @@ impl Kernel {
         }
         let peek_in_vain = m.flags & msg::PEEK != 0;
         let Some(skb) = (if peek_in_vain { None } else { sk.receive_queue.pop_front() }) else {
-            if sk.shutdown & RCV_SHUTDOWN != 0 {
-                return Step::Done(Ok(0));
-            }
             return match m.give_up {
+                // Only who waits looks whether anything can come (Linux `__skb_wait_for_more_packets`).
+                _ if m.nonblock => Step::Done(Err(Errno::EAGAIN)),
+                _ if sk.shutdown & RCV_SHUTDOWN != 0 => Step::Done(Ok(0)),
                 Some(e) => Step::Done(Err(e)),
-                None if m.nonblock => Step::Done(Err(Errno::EAGAIN)),
                 None => Step::Wait(PollEvents::IN | PollEvents::RDNORM),
             };
         };
