@@ -122,6 +122,8 @@ struct Pair {
 
 /// Descriptors of sent packets for which the device is asked to interrupt (`tx-frames` of `ethtool -C`).
 const TX_FRAMES: u16 = 16;
+/// So many a device minds by itself, whether they are waited for or not: sixteen packets of some fragments each.
+const MINDED: u16 = 64;
 /// How long fewer of them wait at the most, in microseconds (`tx-usecs`), unless somebody waits for them. Whatever
 /// wakes the host takes them along: packets that come in, programs that run, a look at the statistics. An interrupt
 /// for the one packet of a request would wake the host just before its answer does.
@@ -424,7 +426,7 @@ impl Pair {
     /// Somebody waits for packets too few for the device to mind them by itself.
     fn is_urgent(&self) -> bool {
         let size = self.layout.tx.size;
-        let used = |rings: &Rings| (1..TX_FRAMES).contains(&size.saturating_sub(rings.tx.free()));
+        let used = |rings: &Rings| (1..MINDED).contains(&size.saturating_sub(rings.tx.free()));
         self.tx_irq == TxIrq::Now && !self.masked && self.rings.as_ref().is_some_and(used)
     }
 }

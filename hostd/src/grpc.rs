@@ -15,6 +15,7 @@ use ringlab_proto::host::{
     ShutdownRequest, StatsRequest, TraceBatch, TraceRequest, exec_input, exec_output,
 };
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use tokio::sync::{Mutex, Notify, mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
@@ -118,8 +119,12 @@ impl HostService {
         let (output_in, output) = mpsc::channel(OUTPUT_DEPTH);
         match self.children.start(handle, start, launch::Ends { stdin, output: output_in }).await {
             Ok(running) => {
-                tokio::spawn(feed_guest(input, stdin_in, running.pid(), running.terminal(), sender.clone()));
-                tokio::spawn(pass_output(running.exit, output, sender));
+                let ended = Arc::new(AtomicBool::new(false));
+                tokio::spawn(feed_guest(input, stdin_in, running.pid(), running.terminal(), sender.clone(), ended.clone()));
+                tokio::spawn(async move {
+                    let outputs = launch::Outputs::new(output, running.exit);
+                    pass_output(outputs, sender, || ended.store(true, Ordering::Release)).await;
+                });
             }
             Err(refusal) => {
                 let text = format!("labctl: {}: {}\n", refusal.what, reason(&refusal.error)).into_bytes();
@@ -315,6 +320,7 @@ async fn feed_guest(
     pid: rustix::process::Pid,
     terminal: Option<launch::Terminal>,
     output: mpsc::Sender<Result<ExecOutput, Status>>,
+    ended: Arc<AtomicBool>,
 ) {
     let mut stdin = Some(stdin);
     loop {
@@ -348,13 +354,14 @@ async fn feed_guest(
             Err(_) => break,
         }
     }
-    // Without effect if the program has ended: its group is gone, and the number is not used again so soon.
-    launch::send_signal(pid, SIGHUP);
+    // What a program leaves running when it ends goes on.
+    if !ended.load(Ordering::Acquire) {
+        launch::send_signal(pid, SIGHUP);
+    }
 }
 
 /// Passes on what an unmodified program prints, and how it ends.
-async fn pass_output(exit: oneshot::Receiver<Exit>, output: mpsc::Receiver<Output>, sender: mpsc::Sender<Result<ExecOutput, Status>>) {
-    let mut outputs = launch::Outputs::new(output, exit);
+async fn pass_output(mut outputs: launch::Outputs, sender: mpsc::Sender<Result<ExecOutput, Status>>, on_end: impl FnOnce()) {
     while let Some(piece) = outputs.next().await {
         let kind = match piece {
             Output::Stdout(bytes) => exec_output::Kind::Stdout(bytes),
@@ -366,6 +373,7 @@ async fn pass_output(exit: oneshot::Receiver<Exit>, output: mpsc::Receiver<Outpu
     }
     let last = match outputs.exit().await {
         Some(e) => {
+            on_end();
             let code = if e.signal == 0 { e.code } else { 0 };
             Ok(ExecOutput { kind: Some(exec_output::Kind::Exit(ExitStatus { code, signal: e.signal })) })
         }

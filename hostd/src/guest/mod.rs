@@ -263,7 +263,12 @@ impl Guests {
     /// Makes a call of the model.
     fn start(&mut self, shared: &Shared, caller: Caller, listener: &Rc<Listener>, notif: &Notif, call: Call, finish: Finish) {
         match shared.guest_syscall(caller.task, call) {
-            Some(ret) => self.finish(shared, caller, listener, notif, finish, ret),
+            Some(ret) => {
+                // Before the answer: a handler runs, or the program ends, before the call is seen to return. It may
+                // interrupt the wait for the answer, which is then kept for when the call comes again.
+                self.raise_signals(shared);
+                self.finish(shared, caller, listener, notif, finish, ret);
+            }
             None => self.block(caller, listener, notif, finish),
         }
     }
@@ -286,6 +291,7 @@ impl Guests {
         let caller = task.caller(tid);
         self.memory.woken(id);
         let Pending { notif, listener, finish } = pending;
+        self.raise_signals(shared);
         self.finish(shared, caller, &listener, &notif, finish, ret);
     }
 
