@@ -12,7 +12,7 @@ use crate::trace::{Listener, to_proto};
 use ringlab_proto::host::host_server::Host;
 use ringlab_proto::host::{
     ConfigureReply, ExecInput, ExecOutput, ExitStatus, HostConfig, HostStats, ProgramsReply, ProgramsRequest, ShutdownReply,
-    ShutdownRequest, StatsRequest, TraceBatch, TraceRequest, exec_input, exec_output,
+    ShutdownRequest, StatsRequest, TraceBatch, TraceRequest, WindowSize, exec_input, exec_output,
 };
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -120,10 +120,12 @@ impl HostService {
         match self.children.start(handle, start, launch::Ends { stdin, output: output_in }).await {
             Ok(running) => {
                 let ended = Arc::new(AtomicBool::new(false));
-                tokio::spawn(feed_guest(input, stdin_in, running.pid(), running.terminal(), sender.clone(), ended.clone()));
+                let (pid, terminal, at_end) = (running.pid(), running.terminal(), ended.clone());
+                let control = move |control| control_guest(pid, terminal.as_ref(), &ended, &control);
+                tokio::spawn(feed(input, stdin_in, sender.clone(), control));
                 tokio::spawn(async move {
                     let outputs = launch::Outputs::new(output, running.exit);
-                    pass_output(outputs, sender, || ended.store(true, Ordering::Release)).await;
+                    pass_output(outputs, sender, || at_end.store(true, Ordering::Release)).await;
                 });
             }
             Err(refusal) => {
@@ -209,7 +211,7 @@ impl Host for HostService {
         let (streams, mut output, stdin, exit) = streams();
         let id = self.ask(|tell| Command::Start(start, streams, tell)).await?;
         let (sender, receiver) = mpsc::channel(1);
-        tokio::spawn(feed_input(input, stdin, handle, id, sender.clone()));
+        tokio::spawn(feed(input, stdin, sender.clone(), move |control| control_builtin(&handle, id, &control)));
         tokio::spawn(async move {
             while let Some(piece) = output.recv().await {
                 let kind = match piece {
@@ -273,54 +275,20 @@ fn streams() -> Ends {
     (Streams { stdin, output, exit }, output_out, stdin_in, exited)
 }
 
-/// Carries standard input and signals to a program; ends it when its user has gone.
-async fn feed_input(
-    mut input: Streaming<ExecInput>,
-    stdin: mpsc::Sender<Vec<u8>>,
-    handle: Handle,
-    id: ProgramId,
-    output: mpsc::Sender<Result<ExecOutput, Status>>,
-) {
-    let mut stdin = Some(stdin);
-    loop {
-        let message = tokio::select! {
-            message = input.message() => message,
-            () = output.closed() => break,
-        };
-        match message.map(|m| m.map(|m| m.kind)) {
-            Ok(Some(Some(exec_input::Kind::Stdin(bytes)))) => {
-                if let Some(to) = &stdin
-                    && to.send(bytes).await.is_err()
-                {
-                    stdin = None; // the program has closed it
-                }
-            }
-            Ok(Some(Some(exec_input::Kind::StdinEof(_)))) => stdin = None,
-            Ok(Some(Some(exec_input::Kind::Signal(signal)))) if (1..=64).contains(&signal) => {
-                handle.send(Command::Signal(id, signal));
-            }
-            // No more input; output goes on, until its reader goes.
-            Ok(None) => {
-                drop(stdin.take());
-                output.closed().await;
-                break;
-            }
-            Ok(Some(_)) => warn!("a message that says nothing was ignored"),
-            Err(_) => break,
-        }
-    }
-    // Without effect if the program has ended: its number is not used again.
-    handle.send(Command::Signal(id, SIGHUP));
+/// What comes for a program beside its input.
+enum Control {
+    Signal(i32),
+    Resize(WindowSize),
+    /// Its user has gone.
+    HangUp,
 }
 
-/// Carries standard input, signals and window sizes to an unmodified program; ends it when its user has gone.
-async fn feed_guest(
+/// Carries standard input to a program and everything else to `control`, until its user has gone.
+async fn feed(
     mut input: Streaming<ExecInput>,
     stdin: mpsc::Sender<Vec<u8>>,
-    pid: rustix::process::Pid,
-    terminal: Option<launch::Terminal>,
     output: mpsc::Sender<Result<ExecOutput, Status>>,
-    ended: Arc<AtomicBool>,
+    control: impl Fn(Control),
 ) {
     let mut stdin = Some(stdin);
     loop {
@@ -337,13 +305,8 @@ async fn feed_guest(
                 }
             }
             Ok(Some(Some(exec_input::Kind::StdinEof(_)))) => stdin = None,
-            Ok(Some(Some(exec_input::Kind::Signal(signal)))) => launch::send_signal(pid, signal),
-            Ok(Some(Some(exec_input::Kind::Resize(size)))) => {
-                if let Some(terminal) = &terminal {
-                    let side = |n: u32| u16::try_from(n).unwrap_or(u16::MAX);
-                    terminal.resize(side(size.rows), side(size.cols));
-                }
-            }
+            Ok(Some(Some(exec_input::Kind::Signal(signal)))) if (1..=64).contains(&signal) => control(Control::Signal(signal)),
+            Ok(Some(Some(exec_input::Kind::Resize(size)))) => control(Control::Resize(size)),
             // No more input; output goes on, until its reader goes.
             Ok(None) => {
                 drop(stdin.take());
@@ -354,9 +317,32 @@ async fn feed_guest(
             Err(_) => break,
         }
     }
-    // What a program leaves running when it ends goes on.
-    if !ended.load(Ordering::Acquire) {
-        launch::send_signal(pid, SIGHUP);
+    control(Control::HangUp);
+}
+
+/// Signals a built-in program. Without effect if it has ended: its number is not used again.
+fn control_builtin(handle: &Handle, id: ProgramId, control: &Control) {
+    let signal = match control {
+        Control::Signal(signal) => *signal,
+        Control::HangUp => SIGHUP,
+        // It has no terminal.
+        Control::Resize(_) => return,
+    };
+    handle.send(Command::Signal(id, signal));
+}
+
+/// Signals an unmodified program, or resizes its terminal. What it leaves running when it has `ended` goes on.
+fn control_guest(pid: rustix::process::Pid, terminal: Option<&launch::Terminal>, ended: &AtomicBool, control: &Control) {
+    match control {
+        Control::Signal(signal) => launch::send_signal(pid, *signal),
+        Control::HangUp if !ended.load(Ordering::Acquire) => launch::send_signal(pid, SIGHUP),
+        Control::HangUp => {}
+        Control::Resize(size) => {
+            if let Some(terminal) = terminal {
+                let side = |n: u32| u16::try_from(n).unwrap_or(u16::MAX);
+                terminal.resize(side(size.rows), side(size.cols));
+            }
+        }
     }
 }
 

@@ -3,35 +3,16 @@
 //! fragment each, so that the third entry reuses the octets of the first.
 #![cfg(loom)]
 
+mod loom_support;
+
 use loom::cell::UnsafeCell;
-use loom::sync::{Arc, Condvar, Mutex};
+use loom::sync::Arc;
 use loom::thread;
+use loom_support::Bell;
 use ringlab_ring::cable::{Consumer, Entry, Fragment, Producer, UNITS, loom_pair, reached};
 
 /// Units of an entry of one fragment.
 const ENTRY: u32 = 2;
-
-/// An eventfd: rings add up, a wait takes them all.
-#[derive(Default)]
-struct Bell {
-    rung: Mutex<bool>,
-    changed: Condvar,
-}
-
-impl Bell {
-    fn ring(&self) {
-        *self.rung.lock().expect("never poisoned") = true;
-        self.changed.notify_one();
-    }
-
-    fn wait(&self) {
-        let mut rung = self.rung.lock().expect("never poisoned");
-        while !*rung {
-            rung = self.changed.wait(rung).expect("never poisoned");
-        }
-        *rung = false;
-    }
-}
 
 /// The storage of an arena, one word a frame; loom checks every access for races.
 #[derive(Clone)]

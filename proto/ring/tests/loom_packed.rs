@@ -3,9 +3,12 @@
 //! --no-default-features --release --test loom_packed`.
 #![cfg(loom)]
 
+mod loom_support;
+
 use loom::cell::UnsafeCell;
-use loom::sync::{Arc, Condvar, Mutex};
+use loom::sync::Arc;
 use loom::thread;
+use loom_support::Bell;
 use ringlab_ring::memory::Region;
 use ringlab_ring::packed::{Chain, DeviceQueue, DriverQueue, Features, MemoryMap, RingMem};
 
@@ -15,28 +18,6 @@ fn pair(size: u16, features: Features) -> (DriverQueue<u64>, DeviceQueue) {
     let ring = RingMem::loom(size);
     let map = MemoryMap::identity(Region::heap(4096));
     (DriverQueue::with_ring(ring.clone(), features), DeviceQueue::with_ring(ring, map.into(), features))
-}
-
-/// An eventfd: rings add up, a wait takes them all.
-#[derive(Default)]
-struct Bell {
-    rung: Mutex<bool>,
-    changed: Condvar,
-}
-
-impl Bell {
-    fn ring(&self) {
-        *self.rung.lock().expect("never poisoned") = true;
-        self.changed.notify_one();
-    }
-
-    fn wait(&self) {
-        let mut rung = self.rung.lock().expect("never poisoned");
-        while !*rung {
-            rung = self.changed.wait(rung).expect("never poisoned");
-        }
-        *rung = false;
-    }
 }
 
 /// Buffers whose every access loom checks for races.

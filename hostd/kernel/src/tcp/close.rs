@@ -232,10 +232,7 @@ impl Kernel {
         self.tcp_tsq_forget(sk);
         let mut fresh = TcpSock::new(&self.tcp.sysctl);
         let old = tp!(sk);
-        fresh.nodelay = old.nodelay;
-        fresh.cork = old.cork;
-        fresh.defer_accept = old.defer_accept;
-        fresh.notsent_lowat = old.notsent_lowat;
+        fresh.opts = old.opts;
         fresh.user = old.user;
         fresh.ack.quickack_locked = old.ack.quickack_locked;
         fresh.rx_opt.user_mss = old.rx_opt.user_mss;

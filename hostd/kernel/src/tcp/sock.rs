@@ -193,19 +193,8 @@ pub struct TcpSock {
     /// The header is predictable (`pred_flags`).
     pub fast_path: bool,
 
-    // Options of the program.
-    /// `TCP_NODELAY`.
-    pub nodelay: bool,
-    /// `TCP_CORK`.
-    pub cork: bool,
-    /// `TCP_DEFER_ACCEPT`, SYN-ACK retransmissions.
-    pub defer_accept: u8,
-    /// `TCP_NOTSENT_LOWAT`; 0: the host's.
-    pub notsent_lowat: u32,
-    /// `TCP_FASTOPEN`: the queue's length; without servers' Fast Open (the default) it stays empty.
-    pub fastopen_qlen: i32,
-    /// `TCP_THIN_LINEAR_TIMEOUTS`.
-    pub thin_lto: bool,
+    /// Options of the program.
+    pub opts: TcpOptions,
     /// Keepalive and other limits.
     pub user: UserTimers,
 
@@ -236,6 +225,23 @@ bitflags::bitflags! {
         /// A completion or the pacing timer let output go on.
         const TSQ = 8;
     }
+}
+
+/// What a program has set by `setsockopt` and nothing else changes.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct TcpOptions {
+    /// `TCP_NODELAY`.
+    pub nodelay: bool,
+    /// `TCP_CORK`.
+    pub cork: bool,
+    /// `TCP_DEFER_ACCEPT`, SYN-ACK retransmissions.
+    pub defer_accept: u8,
+    /// `TCP_NOTSENT_LOWAT`; 0: the host's.
+    pub notsent_lowat: u32,
+    /// `TCP_FASTOPEN`: the queue's length; without servers' Fast Open (the default) it stays empty.
+    pub fastopen_qlen: i32,
+    /// `TCP_THIN_LINEAR_TIMEOUTS`.
+    pub thin_lto: bool,
 }
 
 impl Default for TcpSock {
@@ -316,12 +322,7 @@ impl TcpSock {
             rcvtune: RcvTune::default(),
             last_oow_ack: None,
             fast_path: false,
-            nodelay: false,
-            cork: false,
-            defer_accept: 0,
-            notsent_lowat: 0,
-            fastopen_qlen: 0,
-            thin_lto: false,
+            opts: TcpOptions::default(),
             user: UserTimers::default(),
             listen: None,
             parent: None,
@@ -446,7 +447,7 @@ impl Sock {
     /// Unsent octets are below the limit (Linux `tcp_stream_memory_free`).
     fn tcp_notsent_below(&self, lowat: u32) -> bool {
         let tp = self.tp();
-        let lowat = if tp.notsent_lowat != 0 { tp.notsent_lowat } else { lowat };
+        let lowat = if tp.opts.notsent_lowat != 0 { tp.opts.notsent_lowat } else { lowat };
         tp.write_seq - tp.snd_nxt < lowat
     }
 

@@ -65,14 +65,14 @@ impl Kernel {
         let tp = tp!(sk);
         match name {
             opt::NODELAY => {
-                tp.nodelay = n != 0;
-                if tp.nodelay && !tp.cork {
+                tp.opts.nodelay = n != 0;
+                if tp.opts.nodelay && !tp.opts.cork {
                     self.tcp_push_pending_frames(sk, super::output::xmit::Nagle::Push);
                 }
             }
             opt::CORK => {
-                tp.cork = n != 0;
-                if !tp.cork {
+                tp.opts.cork = n != 0;
+                if !tp.opts.cork {
                     // What was held goes now, small or not.
                     self.tcp_push_pending_frames(sk, super::output::xmit::Nagle::Push);
                 }
@@ -92,7 +92,7 @@ impl Kernel {
                     n => Some(Some(seconds(n.min(120)))),
                 }
             }
-            opt::DEFER_ACCEPT => tp.defer_accept = secs_to_retrans(n),
+            opt::DEFER_ACCEPT => tp.opts.defer_accept = secs_to_retrans(n),
             opt::WINDOW_CLAMP if n == 0 && tp.state != State::Close => return Err(Errno::EINVAL),
             opt::WINDOW_CLAMP => {
                 tp.window_clamp = if n == 0 { 0 } else { (n.max(0) as u32).max(1152) };
@@ -113,16 +113,16 @@ impl Kernel {
                 }
             }
             opt::NOTSENT_LOWAT => {
-                tp.notsent_lowat = n as u32;
+                tp.opts.notsent_lowat = n as u32;
                 self.tcp_check_space(sk);
             }
-            opt::FASTOPEN if n >= 0 && matches!(tp.state, State::Close | State::Listen) => tp.fastopen_qlen = n,
+            opt::FASTOPEN if n >= 0 && matches!(tp.state, State::Close | State::Listen) => tp.opts.fastopen_qlen = n,
             opt::FASTOPEN => return Err(Errno::EINVAL),
             opt::FASTOPEN_CONNECT if !(0..=1).contains(&n) => return Err(Errno::EINVAL),
             opt::FASTOPEN_CONNECT => return Err(Errno::EOPNOTSUPP),
             // Thin streams have no timer of their own any more.
             opt::THIN_DUPACK => drop(range(0, 1)?),
-            opt::THIN_LINEAR_TIMEOUTS => tp.thin_lto = range(0, 1)? == 1,
+            opt::THIN_LINEAR_TIMEOUTS => tp.opts.thin_lto = range(0, 1)? == 1,
             _ => return Err(Errno::ENOPROTOOPT),
         }
         Ok(())
@@ -173,8 +173,8 @@ impl Kernel {
         let tp = sk.tp();
         let secs = |d: Duration| d.as_secs() as i32;
         let n = match name {
-            opt::NODELAY => i32::from(tp.nodelay),
-            opt::CORK => i32::from(tp.cork),
+            opt::NODELAY => i32::from(tp.opts.nodelay),
+            opt::CORK => i32::from(tp.opts.cork),
             opt::MAXSEG if matches!(tp.state, State::Close | State::Listen) && tp.rx_opt.user_mss != 0 => i32::from(tp.rx_opt.user_mss),
             opt::MAXSEG => tp.mss_cache as i32,
             opt::KEEPIDLE => secs(tp.user.keepidle.unwrap_or(s.keepalive_time)),
@@ -186,20 +186,20 @@ impl Kernel {
                 Some(Some(d)) => secs(d),
                 None => secs(s.fin_timeout),
             },
-            opt::DEFER_ACCEPT => retrans_to_secs(tp.defer_accept),
+            opt::DEFER_ACCEPT => retrans_to_secs(tp.opts.defer_accept),
             opt::WINDOW_CLAMP => tp.window_clamp as i32,
             opt::QUICKACK => i32::from(!tp.ack.pingpong),
             opt::USER_TIMEOUT => tp.user.user_timeout.map_or(0, |d| d.as_millis() as i32),
-            opt::NOTSENT_LOWAT => tp.notsent_lowat as i32,
+            opt::NOTSENT_LOWAT => tp.opts.notsent_lowat as i32,
             opt::CONGESTION => {
                 let mut b = [0; 16];
                 let name = tp.ca.name().as_bytes();
                 b[..name.len()].copy_from_slice(name);
                 return Ok(OptVal::Bytes(b.to_vec()));
             }
-            opt::FASTOPEN => tp.fastopen_qlen,
+            opt::FASTOPEN => tp.opts.fastopen_qlen,
             opt::FASTOPEN_CONNECT | opt::THIN_DUPACK | opt::IS_MPTCP => 0,
-            opt::THIN_LINEAR_TIMEOUTS => tp.thin_lto.into(),
+            opt::THIN_LINEAR_TIMEOUTS => tp.opts.thin_lto.into(),
             opt::ULP => return Ok(OptVal::Bytes(Vec::new())),
             opt::INFO => return Ok(OptVal::Bytes(tp.info_bytes(self.now))),
             _ => return Err(Errno::ENOPROTOOPT),

@@ -321,7 +321,7 @@ impl Kernel {
             return self.tcp_request_drop(id);
         };
         let retries = l.tp().user.syn_retries.unwrap_or(self.tcp.sysctl.synack_retries);
-        let defer = l.tp().defer_accept;
+        let defer = l.tp().opts.defer_accept;
         let n = req.num_timeout;
         let (expire, resend) =
             if defer == 0 { (n >= retries, true) } else { (n >= retries && (!req.acked || n >= defer), !req.acked || n + 1 >= defer) };

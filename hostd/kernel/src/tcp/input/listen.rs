@@ -10,7 +10,7 @@ use crate::tcp::header::{Options, flag};
 use crate::tcp::minisock::{Mini, RequestSock};
 use crate::tcp::output::window::{advmss, select_initial_window};
 use crate::tcp::seq::SeqNum;
-use crate::tcp::sock::{TCP_MSS_DEFAULT, TcpSock, tp};
+use crate::tcp::sock::{TCP_MSS_DEFAULT, TcpOptions, TcpSock, tp};
 use crate::tcp::state::State;
 use crate::timer::TimerKey;
 use alloc::boxed::Box;
@@ -191,7 +191,7 @@ impl Kernel {
             req.ts_recent = val;
         }
         // TCP_DEFER_ACCEPT: the ACK alone does not make the connection.
-        let defer = self.socks.get(req.listener).map_or(0, |l| l.tp().defer_accept);
+        let defer = self.socks.get(req.listener).map_or(0, |l| l.tp().opts.defer_accept);
         if req.num_timeout < defer && skb.tcp.end_seq == req.rcv_isn + 1 && skb.tcp.flags & flag::FIN == 0 {
             if let Some(r) = self.tcp.request_mut(id) {
                 r.acked = true;
@@ -327,9 +327,8 @@ impl Kernel {
 impl TcpSock {
     /// Options that a connection takes from its listener.
     fn inherit(&mut self, l: &TcpSock) {
-        self.nodelay = l.nodelay;
-        self.cork = l.cork;
-        self.notsent_lowat = l.notsent_lowat;
+        // Those of the accept queue stay with the listener.
+        self.opts = TcpOptions { defer_accept: 0, fastopen_qlen: 0, ..l.opts };
         self.user = l.user;
         self.set_max_pacing_rate(l.pacing.max);
         self.ack.quickack_locked = l.ack.quickack_locked;

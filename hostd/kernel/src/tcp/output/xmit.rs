@@ -278,7 +278,7 @@ impl TcpSock {
         match policy {
             Nagle::Push => false,
             Nagle::Cork => true,
-            Nagle::Option => self.cork || (!self.nodelay && self.packets_out > 0 && small_in_flight),
+            Nagle::Option => self.opts.cork || (!self.opts.nodelay && self.packets_out > 0 && small_in_flight),
         }
     }
 
