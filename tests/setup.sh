@@ -9,15 +9,17 @@
 #   python3       a real client with a thousand sockets, a real HTTP server
 #   wget nginx-light redis-server redis-tools netcat-openbsd socat
 #                 programs that run unmodified on emulated hosts
+#   tcpdump       captures on their interfaces
 #   cargo-nextest runs the tests, each in a process of its own
 #
 # `setup.sh demo` installs what the demo needs: the first three.
 set -euo pipefail
 
 declare -A package=([ip]=iproute2 [ping]=iputils-ping [curl]=curl [iperf3]=iperf3 [python3]=python3
-    [wget]=wget [nginx]=nginx-light [redis-server]=redis-server [redis-cli]=redis-tools [nc]=netcat-openbsd [socat]=socat)
+    [wget]=wget [nginx]=nginx-light [redis-server]=redis-server [redis-cli]=redis-tools [nc]=netcat-openbsd [socat]=socat
+    [tcpdump]=tcpdump)
 wanted=(ip ping curl)
-[ "${1:-}" = demo ] || wanted+=(iperf3 python3 wget nginx redis-server redis-cli nc socat)
+[ "${1:-}" = demo ] || wanted+=(iperf3 python3 wget nginx redis-server redis-cli nc socat tcpdump)
 
 missing=()
 for program in "${wanted[@]}"; do

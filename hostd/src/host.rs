@@ -30,7 +30,7 @@ use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 /// How long a program runs on calls that finish at once before the event loop gets its turn.
 const SLICE: Duration = Duration::from_micros(100);
@@ -54,6 +54,18 @@ impl Clock {
     /// A clock that starts now.
     pub fn start() -> Self {
         Self::Real(std::time::Instant::now())
+    }
+
+    /// What the time of day is ahead of the host's time, in nanoseconds.
+    fn realtime_offset(&self) -> u64 {
+        match self {
+            Self::Real(start) => {
+                let day = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+                day.saturating_sub(start.elapsed()).as_nanos() as u64
+            }
+            #[cfg(test)]
+            Self::Manual(_) => 0,
+        }
     }
 
     fn now(&self) -> Instant {
@@ -185,7 +197,8 @@ pub struct Shared {
 
 impl Shared {
     /// A host round `kernel`, whose user memory is `arenas`.
-    pub fn new(hostname: &str, kernel: Kernel, arenas: Arenas, clock: Clock, wakes: Arc<Wakes>) -> Rc<Self> {
+    pub fn new(hostname: &str, mut kernel: Kernel, arenas: Arenas, clock: Clock, wakes: Arc<Wakes>) -> Rc<Self> {
+        kernel.set_realtime_offset(clock.realtime_offset());
         Rc::new(Self {
             kernel: RefCell::new(kernel),
             clock,

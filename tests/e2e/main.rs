@@ -14,6 +14,7 @@ mod iproute;
 mod lifecycle;
 mod real_peer;
 mod refusal;
+mod tcpdump;
 mod transfer;
 mod verbs;
 

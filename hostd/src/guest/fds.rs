@@ -133,6 +133,13 @@ pub fn look(tid: i32, fd: i32) -> Link {
     }
 }
 
+/// True if `exec` closes a thread's descriptor; `None` if there is none.
+pub fn descriptor_closes_on_exec(tid: i32, fd: i32) -> Option<bool> {
+    let info = std::fs::read_to_string(format!("/proc/{tid}/fdinfo/{fd}")).ok()?;
+    let flags = info.lines().find_map(|l| l.strip_prefix("flags:"))?;
+    i32::from_str_radix(flags.trim(), 8).ok().map(|f| f & libc::O_CLOEXEC != 0)
+}
+
 fn parse(text: &[u8]) -> Link {
     let file = text.strip_prefix(b"/memfd:").and_then(|t| t.strip_prefix(FILE.as_bytes()));
     if let Some(number) = file.and_then(|t| core::str::from_utf8(t).ok()?.split(' ').next()?.parse().ok()) {
@@ -204,6 +211,8 @@ mod tests {
         assert_eq!(look(tid, a.as_raw_fd()), Link::Socket(inode));
         let file = rustix::fs::memfd_create(format!("{FILE}17"), rustix::fs::MemfdFlags::CLOEXEC).expect("memfd");
         assert_eq!(look(tid, file.as_raw_fd()), Link::File(17));
+        assert_eq!(descriptor_closes_on_exec(tid, file.as_raw_fd()), Some(true));
+        assert_eq!((descriptor_closes_on_exec(tid, 0), descriptor_closes_on_exec(tid, 1_000_000)), (Some(false), None));
         assert_eq!(look(tid, 1_000_000), Link::None);
         assert_eq!(look(-5, 0), Link::None);
     }

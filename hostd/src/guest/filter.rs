@@ -98,6 +98,9 @@ pub fn program() -> Vec<Insn> {
     for nr in [libc::SYS_socket, libc::SYS_socketpair] {
         when(&mut p, nr, vec![load(arg(0)), jeq(libc::AF_UNIX as u32, 0, 1), ret(RET_ALLOW), ret(RET_NOTIFY)]);
     }
+    // Shared memory of a file: it may be a packet socket's.
+    let mapped = [load(arg(3)), and((libc::MAP_SHARED | libc::MAP_ANONYMOUS) as u32), jeq(libc::MAP_SHARED as u32, 1, 0)];
+    when(&mut p, libc::SYS_mmap, [&mapped[..], &[ret(RET_ALLOW), ret(RET_NOTIFY)]].concat());
     when(&mut p, libc::SYS_fcntl, listed(FCNTL));
     let mut ioctl = vec![load(arg(1)), and(0xffff), jge(0x8900, 0, 2), jge(0x8c00, 1, 0), ret(RET_NOTIFY)];
     ioctl.extend(listed(IOCTL));
@@ -187,6 +190,16 @@ mod tests {
         for request in [0x5401u32, 0x5413, 0x8c00, 0x88ff, 0x1234_5401] {
             assert_eq!(native(libc::SYS_ioctl, [3, request.into()]), RET_ALLOW, "ioctl {request:#x}");
         }
+    }
+
+    #[test]
+    fn only_shared_mappings_of_files_are_trapped() {
+        let map = |flags: i32| decide(ARCH_X86_64, libc::SYS_mmap as u32, [0, 4096, 3, flags as u64, 5, 0]);
+        assert_eq!(map(libc::MAP_SHARED), RET_NOTIFY);
+        assert_eq!(map(libc::MAP_SHARED_VALIDATE | libc::MAP_POPULATE), RET_NOTIFY);
+        assert_eq!(map(libc::MAP_PRIVATE), RET_ALLOW);
+        assert_eq!(map(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS), RET_ALLOW);
+        assert_eq!(map(libc::MAP_SHARED | libc::MAP_ANONYMOUS), RET_ALLOW);
     }
 
     #[test]

@@ -33,6 +33,7 @@ mod files;
 mod filter;
 pub mod init;
 pub mod launch;
+mod mapping;
 mod memory;
 mod notify;
 mod placeholder;
@@ -103,6 +104,8 @@ pub struct Guests {
     closing: Vec<(i32, i32)>,
     /// Files with `SO_LINGER`: closing may take time.
     lingering: HashSet<i32, FxBuildHasher>,
+    /// Placeholders of packet sockets that are being mapped.
+    mappings: Vec<mapping::Mapping>,
     /// A socket of hostd's own, for questions about interfaces on real sockets.
     control: Option<i32>,
     /// Paths of the node's own files that were opened.
@@ -129,6 +132,7 @@ impl Guests {
             sets: epoll::Sets::default(),
             closing: Vec::new(),
             lingering: HashSet::default(),
+            mappings: Vec::new(),
             control: None,
             files: Vec::new(),
             ready: Vec::new(),
@@ -219,6 +223,9 @@ impl Guests {
         };
         let interrupted = self.is_restart(caller, notif);
         self.begin_call(shared, caller);
+        if !self.mappings.is_empty() {
+            self.end_mappings(caller, listener, notif);
+        }
         if let Some(reply) = self.take_stash(caller, notif) {
             return self.send(shared, caller, listener, notif, reply);
         }

@@ -77,6 +77,7 @@ impl Guests {
             self.end_thread(shared, tid);
         }
         self.procs.remove(&tgid);
+        self.forget_mappings(tgid, 0, u32::MAX);
         self.sets.suspect();
         self.sweep_sets(shared);
     }
@@ -86,6 +87,7 @@ impl Guests {
         let Some(task) = self.tasks.remove(&tid) else { return };
         self.by_task.remove(&task.id.0);
         self.memory.remove(task.id);
+        self.orphan_mappings(tid);
         if let Some(proc) = self.procs.get_mut(&task.tgid) {
             proc.threads.retain(|&t| t != tid);
             proc.cache.closed(tid);
@@ -139,6 +141,7 @@ impl Guests {
         if let Kind::Modelled(handle) = self.kind(caller, fd) {
             self.closing.push((caller.tid, handle));
         }
+        self.forget_mappings(caller.tgid, fd as u32, fd as u32);
         if let Some(proc) = self.procs.get_mut(&caller.tgid) {
             proc.cache.closing(fd, caller.tid);
         }

@@ -90,6 +90,11 @@ impl PacketSock {
     pub(crate) fn kind(&self) -> i32 {
         if self.cooked { 2 } else { SOCK_RAW }
     }
+
+    /// True while it is shown packets.
+    pub(crate) fn is_hooked(&self) -> bool {
+        self.hooked
+    }
 }
 
 /// The packet part of a socket, with the rest of it still free to borrow.

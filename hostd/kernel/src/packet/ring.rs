@@ -307,6 +307,18 @@ impl Kernel {
         self.lock_sock(id, set).ok_or(Errno::EBADF)?
     }
 
+    /// The memory of a packet socket's ring, for a program that maps it.
+    ///
+    /// # Errors
+    /// `EBADF`; `ENODEV` for other sockets, `EINVAL` without a ring.
+    pub fn packet_ring(&self, task: TaskId, fd: Fd) -> Result<Region, Errno> {
+        let (_, id) = self.fget_sock(task, fd)?;
+        match self.socks.get(id).map(|sk| &sk.proto) {
+            Some(Proto::Packet(po)) => po.ring.as_ref().map(|ring| ring.mem.clone()).ok_or(Errno::EINVAL),
+            _ => Err(Errno::ENODEV),
+        }
+    }
+
     /// A frame has come into a ring: the program is told of each (V2) or of each block (V3).
     pub(super) fn packet_ring_news(&mut self, sk: &mut Sock) {
         let Proto::Packet(po) = &sk.proto else { return };

@@ -70,6 +70,7 @@ impl Guests {
         let (first, last, flags) = (a[0] as u32, a[1] as u32, a[2] as u32);
         if flags & CLOSE_RANGE_CLOEXEC == 0 {
             self.sets.suspect();
+            self.forget_mappings(c.tgid, first, last);
             if let Some(proc) = self.procs.get_mut(&c.tgid) {
                 let gone = proc.cache.closing_range(first, last, c.tid);
                 self.closing.extend(gone.into_iter().map(|handle| (c.tid, handle)));

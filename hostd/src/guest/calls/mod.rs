@@ -137,19 +137,23 @@ impl Guests {
             libc::SYS_openat => self.sys_open(shared, c, listener, n, a[1], a[2] as i32),
             libc::SYS_openat2 => self.sys_openat2(shared, c, listener, n),
             libc::SYS_sendfile => self.sys_sendfile(shared, c, listener, n),
+            libc::SYS_mmap => match self.kind(c, a[4] as i32) {
+                Kind::Modelled(handle) => self.sys_mmap(shared, c, listener, n, handle),
+                _ => Ok(Outcome::Continue),
+            },
             libc::SYS_splice => self.sys_splice(shared, c, listener, n),
             _ => match self.kind(c, fd) {
                 // The machine's kernel knows best what is wrong with it.
                 Kind::Real if i64::from(n.nr) == libc::SYS_ioctl => self.sys_ioctl_real(shared, c, a),
                 Kind::File(file) if i64::from(n.nr) == libc::SYS_write => self.write_file(shared, c, file, a),
                 Kind::None | Kind::Real | Kind::Epoll(_) | Kind::File(_) => Ok(Outcome::Continue),
-                Kind::Modelled(handle) => self.on_modelled(c, n, handle),
+                Kind::Modelled(handle) => self.on_modelled(shared, c, n, handle),
             },
         }
     }
 
     /// A call whose first argument is a modelled file.
-    fn on_modelled(&mut self, c: Caller, n: &Notif, handle: i32) -> Result<Outcome> {
+    fn on_modelled(&mut self, shared: &Shared, c: Caller, n: &Notif, handle: i32) -> Result<Outcome> {
         let a = &n.args;
         match i64::from(n.nr) {
             libc::SYS_read => Ok(Self::sys_read(handle, a)),
@@ -174,7 +178,7 @@ impl Guests {
             libc::SYS_getsockname => Ok(Outcome::Call(Call::GetSockName(handle), Finish::Addr { addr: a[1], len: a[2] })),
             libc::SYS_getpeername => Ok(Outcome::Call(Call::GetPeerName(handle), Finish::Addr { addr: a[1], len: a[2] })),
             libc::SYS_shutdown => Self::sys_shutdown(handle, a[1] as i32),
-            libc::SYS_setsockopt => self.sys_setsockopt(c, handle, a),
+            libc::SYS_setsockopt => self.sys_setsockopt(shared, c, handle, a),
             libc::SYS_getsockopt => Self::sys_getsockopt(c, handle, a),
             libc::SYS_fcntl => self.sys_fcntl(c, handle, a),
             libc::SYS_ioctl => self.sys_ioctl(c, handle, a),

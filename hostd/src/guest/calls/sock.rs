@@ -5,6 +5,7 @@ use crate::guest::Guests;
 use crate::guest::decode::{u32_at, u64_at};
 use crate::guest::memory::Mem;
 use crate::guest::table::Caller;
+use crate::host::Shared;
 use ringlab_kernel::errno::Errno;
 use ringlab_kernel::syscall::abi::{SOCKADDR_MAX, SockAddr};
 use ringlab_kernel::syscall::{Call, NetlinkAddr, Shutdown};
@@ -16,6 +17,7 @@ const MAX_OPTION: usize = 4096;
 /// Most instructions of a socket filter (`BPF_MAXINSNS`).
 const MAX_FILTER: usize = 4096;
 const SOL_PACKET: i32 = 263;
+const PACKET_RX_RING: i32 = 5;
 
 impl Guests {
     /// Every family but `AF_UNIX`: the model knows which there are.
@@ -60,7 +62,7 @@ impl Guests {
         Ok(Outcome::Call(Call::Shutdown(handle, how), Finish::Value))
     }
 
-    pub(super) fn sys_setsockopt(&mut self, c: Caller, handle: i32, a: &Args) -> Result<Outcome> {
+    pub(super) fn sys_setsockopt(&mut self, shared: &Shared, c: Caller, handle: i32, a: &Args) -> Result<Outcome> {
         let (level, name) = (a[1] as i32, a[2] as i32);
         let len = usize::try_from(a[4] as i32).map_err(|_| Errno::EINVAL)?;
         let mut value = vec![0; len.min(MAX_OPTION)];
@@ -75,6 +77,7 @@ impl Guests {
                     false => self.lingering.remove(&handle),
                 };
             }
+            (SOL_PACKET, PACKET_RX_RING) => return Self::set_ring(shared, c, handle, &value),
             _ => {}
         }
         Ok(Outcome::Call(Call::SetSockOptRaw(handle, level, name, value), Finish::Value))

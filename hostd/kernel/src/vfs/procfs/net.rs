@@ -65,7 +65,7 @@ impl Kernel {
             "igmp" => self.proc_igmp(),
             "netlink" => self.proc_netlink(),
             "netstat" => self.proc_netstat(),
-            "packet" => String::from("sk               RefCnt Type Proto  Iface R Rmem   User   Inode\n"),
+            "packet" => self.proc_packet(),
             "protocols" => self.proc_protocols(),
             "psched" => String::from("000003e8 00000040 000f4240 3b9aca00\n"),
             "ptype" => String::from("Type Device      Function\n0800          ip_rcv\n0806          arp_rcv\n"),

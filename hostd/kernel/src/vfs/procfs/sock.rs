@@ -39,6 +39,23 @@ impl Sock {
 }
 
 impl Kernel {
+    /// Packet sockets (Linux `packet_seq_show`): 1 in the column `R` for those that are shown packets.
+    pub(super) fn proc_packet(&self) -> String {
+        let mut out = String::from("sk               RefCnt Type Proto  Iface R Rmem   User   Inode\n");
+        for sk in self.socks.iter() {
+            let Proto::Packet(po) = &sk.proto else { continue };
+            let (kind, protocol, dev, rmem) = (po.kind(), po.protocol, sk.bound_dev_if, sk.rmem_alloc);
+            let running = u8::from(po.is_hooked());
+            // A string takes everything.
+            let _ = writeln!(
+                out,
+                "0000000000000000 3      {kind:<4} {protocol:04x}   {dev:<5} {running} {rmem:<6} 0      {inode:<6}",
+                inode = sk.inode()
+            );
+        }
+        out
+    }
+
     fn ticks_until(&self, at: Instant) -> u64 {
         (at.since(self.now).as_millis() as u64 * USER_HZ).div_ceil(1000)
     }
