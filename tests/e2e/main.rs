@@ -10,6 +10,7 @@ mod guest_calls;
 mod guest_kill;
 mod guest_profile;
 mod guest_servers;
+mod guest_signals;
 mod iproute;
 mod lifecycle;
 mod real_peer;

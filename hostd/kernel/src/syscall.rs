@@ -516,6 +516,13 @@ pub struct MsgState {
     pub control: Vec<Control>,
 }
 
+impl MsgState {
+    /// What a receiving call returns that ends before it has all that it waits for.
+    pub(crate) fn received_so_far(&self) -> Ret {
+        Ret::Received { len: self.copied, from: self.addr, flags: self.out_flags, control: Vec::new() }
+    }
+}
+
 /// How an operation went.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step<T> {

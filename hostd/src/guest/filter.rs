@@ -68,6 +68,7 @@ const TRAPPED: &[i64] = &[
     libc::SYS_openat2,
     libc::SYS_preadv2,
     libc::SYS_pwritev2,
+    libc::SYS_rt_sigreturn,
 ];
 
 /// `fcntl` commands that a modelled socket answers itself: `F_GETFL`, `F_SETFL`, `F_SETOWN`, `F_GETOWN`,

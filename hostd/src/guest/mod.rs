@@ -18,7 +18,7 @@
 //!
 //! *Blocking*: a call that blocks in the model stays unanswered. A signal ends the wait in the machine's kernel,
 //! and nobody tells: before the model completes a call that had blocked it asks whether somebody still
-//! waits for it ([`ringlab_kernel::uaccess::UserMemory::waits_still`]). A result that nobody took is kept for the call's restart.
+//! waits for it ([`ringlab_kernel::uaccess::UserMemory::waits_still`]). A result that nobody took is kept ([`interrupt`]).
 //!
 //! *Isolation*: what a program passes is read once, through the machine's kernel, and checked. hostd never
 //! follows a pointer or opens a path of a program's making.
@@ -32,6 +32,7 @@ mod fds;
 mod files;
 mod filter;
 pub mod init;
+mod interrupt;
 pub mod launch;
 mod mapping;
 mod memory;
@@ -51,6 +52,7 @@ use calls::{Finish, Outcome};
 use notify::{Listener, Notif};
 use placeholder::Placeholders;
 use ringlab_kernel::cpu::sched::TaskId;
+use ringlab_kernel::errno::Errno;
 use ringlab_kernel::syscall::{Call, Ret};
 use rustc_hash::FxBuildHasher;
 use rustix::event::epoll as ep;
@@ -75,17 +77,6 @@ struct Pending {
 
 /// Reports of one look from which on there may be more: the event loop takes 64 at a time, its own among them.
 const CROWDED: usize = 32;
-
-/// Calls that return `EINTR` whatever the handler's flags.
-const NEVER_RESTARTED: &[i64] = &[
-    libc::SYS_epoll_wait,
-    libc::SYS_epoll_pwait,
-    libc::SYS_epoll_pwait2,
-    libc::SYS_poll,
-    libc::SYS_ppoll,
-    libc::SYS_select,
-    libc::SYS_pselect6,
-];
 
 /// The supervisor of all guests of a host.
 pub struct Guests {
@@ -221,34 +212,20 @@ impl Guests {
             let _ = listener.send(notif.id, -i64::from(libc::ENOSYS));
             return;
         };
-        let interrupted = self.is_restart(caller, notif);
         self.begin_call(shared, caller);
         if !self.mappings.is_empty() {
             self.end_mappings(caller, listener, notif);
         }
-        if let Some(reply) = self.take_stash(caller, notif) {
+        if let Some(reply) = self.take_answer(shared, caller, notif) {
             return self.send(shared, caller, listener, notif, reply);
-        }
-        if interrupted {
-            return self.answer(caller, listener, notif, -i64::from(libc::EINTR));
         }
         match self.dispatch(shared, caller, listener, notif) {
             Ok(Outcome::Call(call, finish)) => self.start(shared, caller, listener, notif, call, finish),
-            Ok(Outcome::Done(value)) => self.answer(caller, listener, notif, value),
-            Ok(Outcome::Continue) => self.let_go(listener, notif),
+            Ok(Outcome::Done(value)) => self.answer(shared, caller, listener, notif, value),
+            Ok(Outcome::Continue) => self.let_go(shared, caller, listener, notif),
             Ok(Outcome::Taken) => {}
-            Err(errno) => self.answer(caller, listener, notif, -i64::from(errno.raw())),
+            Err(errno) => self.answer(shared, caller, listener, notif, -i64::from(errno.raw())),
         }
-    }
-
-    /// True if a signal has interrupted a call that Linux never restarts, and the machine's kernel restarts it: it
-    /// knows only that it waited for the supervisor. A program that got `EINTR` and asks again gets it twice.
-    fn is_restart(&self, caller: Caller, notif: &Notif) -> bool {
-        let pending = self.tasks.get(&caller.tid).and_then(|t| t.pending.as_ref());
-        pending.is_some_and(|p| {
-            let same = p.notif.nr == notif.nr && p.notif.ip == notif.ip && p.notif.args == notif.args;
-            same && NEVER_RESTARTED.contains(&i64::from(notif.nr))
-        })
     }
 
     /// What a thread's call says of its last one: it is over.
@@ -297,8 +274,11 @@ impl Guests {
         let Some(pending) = task.pending.take() else { return };
         let caller = task.caller(tid);
         self.memory.woken(id);
-        let Pending { notif, listener, finish } = pending;
         self.raise_signals(shared);
+        if ret == Ret::Err(Errno::EINTR) {
+            return self.interrupted(shared, caller, pending, Some(ret));
+        }
+        let Pending { notif, listener, finish } = pending;
         self.finish(shared, caller, &listener, &notif, finish, ret);
     }
 

@@ -1,9 +1,9 @@
 //! Processes and threads of guests, and how the kernel model reaches their memory.
 
 use super::fds::FdCache;
+use super::interrupt::Interrupted;
 use super::memory::Mem;
 use super::notify::Listener;
-use super::reply::Stash;
 use super::{Map, Pending};
 use ringlab_kernel::cpu::sched::TaskId;
 use ringlab_kernel::errno::Errno;
@@ -31,7 +31,8 @@ pub struct Task {
     pub(super) id: TaskId,
     pub(super) tgid: i32,
     pub(super) pending: Option<Pending>,
-    pub(super) stash: Option<Stash>,
+    /// Calls that signals interrupted, the last one last.
+    pub(super) interrupted: Vec<Interrupted>,
 }
 
 impl Task {

@@ -2,13 +2,14 @@
 
 use super::Guests;
 use super::fds::{Kind, Link, look};
+use super::interrupt::Interrupted;
 use super::memory::Mem;
 use super::reply::Reply;
 use super::table::{Caller, Proc, Task};
 use super::token::{self, Token};
 use crate::host::Shared;
 use ringlab_kernel::cpu::sched::TaskId;
-use ringlab_kernel::syscall::{Call, Ret};
+use ringlab_kernel::syscall::Call;
 use ringlab_kernel::vfs::fd::NR_OPEN;
 use rustix::event::epoll as ep;
 use rustix::fd::OwnedFd;
@@ -39,7 +40,7 @@ impl Guests {
         debug!(tid, tgid, task = id.0, "a thread's first call");
         self.memory.add(id, Mem::of(tid));
         self.by_task.insert(id.0, tid);
-        self.tasks.insert(tid, Task { id, tgid, pending: None, stash: None });
+        self.tasks.insert(tid, Task { id, tgid, pending: None, interrupted: Vec::new() });
         if let Some(proc) = self.procs.get_mut(&tgid) {
             proc.threads.push(tid);
         }
@@ -93,8 +94,8 @@ impl Guests {
             proc.cache.closed(tid);
         }
         shared.end_guest_task(task.id);
-        if let Some(stash) = task.stash {
-            self.drop_reply(shared, stash.reply);
+        for reply in task.interrupted.iter().filter_map(Interrupted::reply) {
+            self.drop_reply(shared, reply);
         }
         if !self.closing.is_empty() {
             self.settle_closes(shared, tid);
@@ -108,11 +109,7 @@ impl Guests {
         let (id, caller) = (task.id, task.caller(tid));
         self.memory.woken(id);
         let ret = shared.cancel_guest_call(id);
-        if let Some(ret) = ret.filter(|r| !matches!(r, Ret::Err(_))) {
-            // Part of it was done.
-            let super::Pending { notif, listener, finish } = pending;
-            self.finish(shared, caller, &listener, &notif, finish, ret);
-        }
+        self.interrupted(shared, caller, pending, ret);
     }
 
     /// What a descriptor of the caller is.

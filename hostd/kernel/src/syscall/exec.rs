@@ -18,7 +18,6 @@ use crate::vfs::mmsg::{RecvMany, SendMany};
 use crate::wait::queue::{PollEvents, WaitEntry, Waiter};
 use crate::wait::select::PollOp;
 use alloc::boxed::Box;
-use alloc::vec::Vec;
 use core::time::Duration;
 
 /// A call that waits.
@@ -209,10 +208,12 @@ impl Kernel {
 
     /// Ends a call for which nobody waits any more: what it has done so far, or `EINTR`. A wake-up that only one
     /// task gets goes to the next one.
-    pub(crate) fn abandon_op(&mut self, task: TaskId, op: Op) -> Flow {
-        let ret = match &op {
+    pub(crate) fn abandon_op(&mut self, task: TaskId, mut op: Op) -> Flow {
+        let ret = match &mut op {
             Op::Send(_, m) if m.copied > 0 => Ret::Value(m.copied as i64),
-            Op::Recv(_, m) if m.copied > 0 => Ret::Received { len: m.copied, from: m.addr, flags: m.out_flags, control: Vec::new() },
+            Op::Recv(_, m) if m.copied > 0 => m.received_so_far(),
+            Op::SendMmsg(_, many, m) => many.abandoned(m),
+            Op::RecvMmsg(_, many, m) => many.abandoned(m, self.now),
             _ => Ret::Err(Errno::EINTR),
         };
         if let Some(file) = op.file() {

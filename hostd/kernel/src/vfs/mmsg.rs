@@ -38,6 +38,29 @@ pub(crate) struct RecvMany {
     got: Vec<Ret>,
 }
 
+impl SendMany {
+    /// What it returns if it is given up while `m` waits.
+    pub(crate) fn abandoned(&mut self, m: &MsgState) -> Ret {
+        if m.copied > 0 {
+            self.sent.push(m.copied as u32);
+        }
+        if self.sent.is_empty() { Ret::Err(Errno::EINTR) } else { Ret::Sent(core::mem::take(&mut self.sent)) }
+    }
+}
+
+impl RecvMany {
+    /// What it returns if it is given up while `m` waits.
+    pub(crate) fn abandoned(&mut self, m: &MsgState, now: Instant) -> Ret {
+        if m.copied > 0 {
+            self.got.push(m.received_so_far());
+        }
+        match self.got.is_empty() {
+            true => Ret::Err(Errno::EINTR),
+            false => Ret::Mmsg(core::mem::take(&mut self.got), self.end.map(|end| end.since(now))),
+        }
+    }
+}
+
 impl Kernel {
     /// `sendmmsg`.
     pub(crate) fn sys_sendmmsg(&mut self, task: TaskId, fd: Fd, msgs: Vec<OutMsg>, flags: u32) -> Flow {

@@ -132,6 +132,10 @@ impl Guests {
                 self.end_thread(shared, c.tid);
                 Ok(Outcome::Continue)
             }
+            libc::SYS_rt_sigreturn => {
+                self.sys_sigreturn(c, n);
+                Ok(Outcome::Continue)
+            }
             libc::SYS_uname => self.sys_uname(shared, c, a[0]),
             libc::SYS_open => self.sys_open(shared, c, listener, n, a[0], a[1] as i32),
             libc::SYS_openat => self.sys_open(shared, c, listener, n, a[1], a[2] as i32),

@@ -1,0 +1,376 @@
+//! Calls that a signal interrupts.
+//!
+//! The machine's kernel knows only that a thread waited for the supervisor: with `SA_RESTART` the call comes again after
+//! the handler, without it ends with `EINTR`, whatever call it is and whatever has been done of it. So the end of a
+//! handler is trapped, too. The context to which it returns lies on the thread's stack and shows the call as it was
+//! interrupted: there it is put right before the thread goes on.
+//!
+//! ```text
+//! call ── waits ──┐ signal: handler ── rt_sigreturn ──▶ context says          is made to say
+//!                 └───────────────────────────────────  EINTR or "again"  ──▶  n octets, if they were moved
+//!                                                       "again"           ──▶  EINTR, if it is never restarted
+//!                                                       EINTR             ──▶  "again", if it was not made yet
+//! ```
+//!
+//! What a handler leaves by `siglongjmp` needs nothing: its context is given up. A thread that comes back without a
+//! handler (stopped and continued, traced) makes the same call again at once.
+
+use super::Guests;
+use super::calls::Finish;
+use super::decode::u64_at;
+use super::fds::Kind;
+use super::notify::Notif;
+use super::reply::Reply;
+use super::table::Caller;
+use crate::host::Shared;
+use ringlab_kernel::errno::Errno;
+use ringlab_kernel::syscall::{Call, Ret};
+use std::io::Write;
+
+/// Octets of the instruction that makes a call.
+const INSTRUCTION: u64 = 2;
+/// `EINTR` as the machine's kernel leaves it in a register.
+const EINTR: u64 = -(libc::EINTR as i64) as u64;
+/// Calls that a thread remembers: handlers that are left by a jump leave theirs behind.
+const MOST: usize = 8;
+/// How often a thread is looked at that has made its call and does not wait yet.
+const LOOKS: usize = 1000;
+
+/// A call that was interrupted, and how it ends when the thread comes back to it.
+#[derive(Debug)]
+pub struct Interrupted {
+    nr: i32,
+    ip: u64,
+    args: [u64; 6],
+    how: How,
+    /// The thread has made another call meanwhile: it is in a handler, or has jumped out of one.
+    passed: bool,
+    /// A handler's end has made the thread come back to it.
+    armed: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum How {
+    /// It had had its effect: this is what it answers.
+    Answer(Reply),
+    /// With `EINTR`, whatever the handler's flags.
+    Eintr,
+    /// It has not been made, and comes again.
+    Again,
+}
+
+impl Interrupted {
+    fn is(&self, n: &Notif) -> bool {
+        self.nr == n.nr && self.ip == n.ip && self.args == n.args
+    }
+
+    /// The answer that it holds.
+    pub(super) fn reply(&self) -> Option<Reply> {
+        match self.how {
+            How::Answer(reply) => Some(reply),
+            How::Eintr | How::Again => None,
+        }
+    }
+}
+
+/// Registers of a context (Linux `struct ucontext` on x86-64) that matter here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Context {
+    args: [u64; 6],
+    ax: u64,
+    ip: u64,
+}
+
+impl Context {
+    /// Offset of the first register used.
+    const FIRST: u64 = 40;
+    const AX: u64 = 144;
+    const IP: u64 = 168;
+    const LEN: usize = (Self::IP + 8 - Self::FIRST) as usize;
+
+    fn parse(b: &[u8; Self::LEN]) -> Self {
+        let at = |offset: u64| u64_at(b, (offset - Self::FIRST) as usize);
+        // rdi, rsi, rdx, r10, r8, r9.
+        Self { args: [at(104), at(112), at(136), at(56), at(40), at(48)], ax: at(Self::AX), ip: at(Self::IP) }
+    }
+
+    /// It makes the call again.
+    fn repeats(&self, call: &Interrupted) -> bool {
+        self.ip.wrapping_add(INSTRUCTION) == call.ip && self.ax as i32 == call.nr && self.args == call.args
+    }
+
+    /// It has been told that the call was interrupted.
+    fn is_told(&self, call: &Interrupted) -> bool {
+        self.ip == call.ip && self.ax == EINTR && self.args == call.args
+    }
+
+    fn repeat(&mut self, nr: i32, ip: u64) {
+        (self.ax, self.ip) = (nr as u64, ip.wrapping_sub(INSTRUCTION));
+    }
+
+    fn answer(&mut self, value: i64, ip: u64) {
+        (self.ax, self.ip) = (value as u64, ip);
+    }
+}
+
+impl Guests {
+    /// The answer to a call that comes again: the machine's kernel has restarted it.
+    pub(super) fn take_answer(&mut self, shared: &Shared, c: Caller, n: &Notif) -> Option<Reply> {
+        let calls = &mut self.tasks.get_mut(&c.tid)?.interrupted;
+        if calls.is_empty() {
+            return None;
+        }
+        let Some(at) = calls.iter().rposition(|call| call.is(n)) else {
+            calls.iter_mut().for_each(|call| call.passed = true);
+            return None;
+        };
+        let call = calls.remove(at);
+        match call.reply() {
+            Some(reply) if call.armed || !call.passed => Some(reply),
+            // Made afresh after a jump out of the handler.
+            Some(reply) => {
+                self.drop_reply(shared, reply);
+                None
+            }
+            None => None,
+        }
+    }
+
+    /// Nobody took an answer.
+    pub(super) fn keep_answer(&mut self, shared: &Shared, c: Caller, n: &Notif, reply: Reply) {
+        self.remember(shared, c, n, How::Answer(reply));
+    }
+
+    /// A call was not made that should have been: the signal came before it.
+    pub(super) fn keep_unmade(&mut self, shared: &Shared, c: Caller, n: &Notif) {
+        self.remember(shared, c, n, How::Again);
+    }
+
+    /// A blocked call for which nobody waits any more has ended.
+    pub(super) fn interrupted(&mut self, shared: &Shared, c: Caller, pending: super::Pending, ret: Option<Ret>) {
+        let super::Pending { notif, listener, finish } = pending;
+        match (ret, &finish) {
+            // Pieces before this one were moved.
+            (Some(ret), Finish::Transfer(_)) => self.finish(shared, c, &listener, &notif, finish, ret),
+            // Linux lingers no longer, and closes.
+            (_, Finish::Closed) => self.keep_unmade(shared, c, &notif),
+            (None | Some(Ret::Err(Errno::EINTR)), _) => {
+                if self.ends_with_eintr(shared, c, &notif) {
+                    self.remember(shared, c, &notif, How::Eintr);
+                }
+            }
+            (Some(ret), _) => self.finish(shared, c, &listener, &notif, finish, ret),
+        }
+    }
+
+    fn remember(&mut self, shared: &Shared, c: Caller, n: &Notif, how: How) {
+        let Some(task) = self.tasks.get_mut(&c.tid) else { return };
+        let calls = &mut task.interrupted;
+        let old = calls.iter().position(|call| call.is(n)).or((calls.len() == MOST).then_some(0));
+        let old = old.and_then(|at| calls.remove(at).reply());
+        calls.push(Interrupted { nr: n.nr, ip: n.ip, args: n.args, how, passed: false, armed: false });
+        if let Some(reply) = old {
+            self.drop_reply(shared, reply);
+        }
+    }
+
+    /// True if Linux never restarts a call that waited.
+    fn ends_with_eintr(&mut self, shared: &Shared, c: Caller, n: &Notif) -> bool {
+        let name = match i64::from(n.nr) {
+            libc::SYS_poll | libc::SYS_ppoll | libc::SYS_select | libc::SYS_pselect6 => return true,
+            libc::SYS_epoll_wait | libc::SYS_epoll_pwait | libc::SYS_epoll_pwait2 => return true,
+            nr if receives(nr) => libc::SO_RCVTIMEO,
+            nr if sends(nr) => libc::SO_SNDTIMEO,
+            _ => return false,
+        };
+        let Kind::Modelled(handle) = self.kind(c, n.args[0] as i32) else { return false };
+        let Some(root) = self.root else { return false };
+        let limit = shared.guest_syscall(root, Call::GetSockOptRaw(handle, libc::SOL_SOCKET, name, vec![0; 16]));
+        matches!(limit, Some(Ret::OptRaw(value, _)) if value.iter().any(|&b| b != 0))
+    }
+
+    /// `rt_sigreturn`: a handler has ended; what it returns to may have to be put right. The machine's kernel does the rest.
+    pub(super) fn sys_sigreturn(&mut self, c: Caller, n: &Notif) {
+        let Some(sp) = stack_pointer(c.tid) else { return };
+        let mut b = [0; Context::LEN];
+        if c.mem.read(sp.wrapping_add(Context::FIRST), &mut b).is_err() {
+            return;
+        }
+        let found = Context::parse(&b);
+        let mut context = found;
+        if found.ip == n.ip && found.ax == EINTR {
+            // This handler interrupted the end of another one, which cannot end with an error.
+            context.repeat(n.nr, n.ip);
+        } else if let Some(task) = self.tasks.get_mut(&c.tid)
+            && !put_right(&mut task.interrupted, &mut context)
+            && found.ax == EINTR
+            && let Some(nr) = unheard(c, found.ip)
+        {
+            context.repeat(nr, found.ip);
+        }
+        if context != found {
+            let (ax, ip) = (context.ax.to_ne_bytes(), context.ip.to_ne_bytes());
+            // A stack that cannot be written is not the thread's any more: it is the machine's kernel's to say so.
+            let _ = c.mem.write_both((sp.wrapping_add(Context::AX), &ax), (sp.wrapping_add(Context::IP), &ip));
+        }
+    }
+}
+
+/// Calls that Linux never ends with `EINTR`.
+const CERTAIN: &[i64] = &[
+    libc::SYS_close,
+    libc::SYS_dup2,
+    libc::SYS_dup3,
+    libc::SYS_close_range,
+    libc::SYS_socket,
+    libc::SYS_socketpair,
+    libc::SYS_bind,
+    libc::SYS_listen,
+    libc::SYS_getsockname,
+    libc::SYS_getpeername,
+    libc::SYS_getsockopt,
+    libc::SYS_setsockopt,
+    libc::SYS_shutdown,
+    libc::SYS_epoll_create,
+    libc::SYS_epoll_create1,
+    libc::SYS_epoll_ctl,
+    libc::SYS_uname,
+    libc::SYS_mmap,
+];
+
+/// The call that ended with `EINTR` before an address, if it cannot: the signal came before hostd heard of it.
+fn unheard(c: Caller, ip: u64) -> Option<i32> {
+    let mut code = [0; 7];
+    c.mem.read(ip.wrapping_sub(code.len() as u64), &mut code).ok()?;
+    certain(&code)
+}
+
+/// `mov $nr, %eax; syscall`: how C libraries make most calls.
+fn certain(code: &[u8; 7]) -> Option<i32> {
+    let [0xb8, nr @ .., 0x0f, 0x05] = code else { return None };
+    let nr = i32::from_ne_bytes(*nr);
+    CERTAIN.contains(&nr.into()).then_some(nr)
+}
+
+/// Makes a context say of its call what became of it. False if that is none of these.
+fn put_right(calls: &mut Vec<Interrupted>, context: &mut Context) -> bool {
+    let Some(at) = calls.iter().rposition(|call| context.repeats(call) || context.is_told(call)) else { return false };
+    let call = &mut calls[at];
+    match call.how {
+        How::Answer(Reply::Value(value)) => context.answer(value, call.ip),
+        How::Eintr => context.answer(-i64::from(libc::EINTR), call.ip),
+        How::Again => context.repeat(call.nr, call.ip),
+        How::Answer(Reply::Inject { .. }) => {
+            // The descriptor is put there when the call comes.
+            context.repeat(call.nr, call.ip);
+            call.armed = true;
+            return true;
+        }
+    }
+    calls.remove(at);
+    true
+}
+
+fn receives(nr: i64) -> bool {
+    let family = [libc::SYS_read, libc::SYS_readv, libc::SYS_preadv2, libc::SYS_recvfrom, libc::SYS_recvmsg, libc::SYS_recvmmsg];
+    family.contains(&nr) || matches!(nr, libc::SYS_accept | libc::SYS_accept4)
+}
+
+fn sends(nr: i64) -> bool {
+    let family = [libc::SYS_write, libc::SYS_writev, libc::SYS_pwritev2, libc::SYS_sendto, libc::SYS_sendmsg, libc::SYS_sendmmsg];
+    family.contains(&nr) || matches!(nr, libc::SYS_connect | libc::SYS_sendfile)
+}
+
+/// The stack pointer of a thread that waits for the answer to a call.
+fn stack_pointer(tid: i32) -> Option<u64> {
+    let mut path = [0u8; 32];
+    write!(&mut path[..], "/proc/{tid}/syscall").ok()?;
+    let path = core::ffi::CStr::from_bytes_until_nul(&path).ok()?;
+    for _ in 0..LOOKS {
+        let file = rustix::fs::open(path, rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC, rustix::fs::Mode::empty()).ok()?;
+        let mut text = [0; 256];
+        let len = rustix::io::read(&file, &mut text[..]).ok()?;
+        match parse_syscall(text.get(..len)?) {
+            Some(sp) => return Some(sp),
+            // It has asked and is about to wait.
+            None => rustix::thread::sched_yield(),
+        }
+    }
+    None
+}
+
+/// Number, six arguments, stack pointer, instruction pointer; or that the thread runs.
+fn parse_syscall(text: &[u8]) -> Option<u64> {
+    let text = core::str::from_utf8(text).ok()?;
+    let sp = text.split_whitespace().nth(7)?.strip_prefix("0x")?;
+    u64::from_str_radix(sp, 16).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ARGS: [u64; 6] = [3, 0x1000, 16, 0, 0, 0];
+
+    fn call(how: How) -> Vec<Interrupted> {
+        vec![Interrupted { nr: 45, ip: 0x402, args: ARGS, how, passed: true, armed: false }]
+    }
+
+    fn again() -> Context {
+        Context { args: ARGS, ax: 45, ip: 0x400 }
+    }
+
+    fn told(value: i64) -> Context {
+        Context { args: ARGS, ax: value as u64, ip: 0x402 }
+    }
+
+    #[test]
+    fn interrupted_call_ends_as_linux_ends_it() {
+        let (n, eintr) = (Reply::Value(7), -i64::from(libc::EINTR));
+        let accepted = Reply::Inject { handle: 5, cloexec: false };
+        let cases = [
+            (How::Answer(n), again(), told(7), 0),
+            (How::Answer(n), told(eintr), told(7), 0),
+            (How::Eintr, again(), told(eintr), 0),
+            (How::Eintr, told(eintr), told(eintr), 0),
+            (How::Again, told(eintr), again(), 0),
+            (How::Again, again(), again(), 0),
+            (How::Answer(accepted), told(eintr), again(), 1),
+            (How::Answer(accepted), again(), again(), 1),
+        ];
+        for (how, before, want, left) in cases {
+            let (mut calls, mut context) = (call(how), before);
+            assert!(put_right(&mut calls, &mut context), "{how:?} {before:?}");
+            assert_eq!((context, calls.len()), (want, left), "{how:?} {before:?}");
+            assert!(calls.iter().all(|c| c.armed), "{how:?}");
+        }
+    }
+
+    #[test]
+    fn other_contexts_stay_as_they_are() {
+        for context in [
+            Context { ax: 46, ..again() },
+            Context { ip: 0x500, ..again() },
+            Context { args: [4, 0x1000, 16, 0, 0, 0], ..again() },
+            Context { ax: 3, ..told(0) },
+        ] {
+            let (mut calls, mut after) = (call(How::Eintr), context);
+            assert!(!put_right(&mut calls, &mut after));
+            assert_eq!((after, calls.len()), (context, 1));
+        }
+    }
+
+    #[test]
+    fn number_stands_before_the_call() {
+        assert_eq!(certain(&[0xb8, 3, 0, 0, 0, 0x0f, 0x05]), Some(libc::SYS_close as i32));
+        assert_eq!(certain(&[0xb8, 0, 0, 0, 0, 0x0f, 0x05]), None, "read may end with EINTR");
+        assert_eq!(certain(&[0x89, 3, 0, 0, 0, 0x0f, 0x05]), None);
+    }
+
+    #[test]
+    fn stack_pointer_is_the_eighth_word() {
+        assert_eq!(parse_syscall(b"0 0x3 0x7f 0x10 0x0 0x0 0x0 0x7ffc10 0x7f55\n"), Some(0x7f_fc10));
+        assert_eq!(parse_syscall(b"running\n"), None);
+        assert_eq!(parse_syscall(b"-1 0x7ffc10 0x7f55\n"), None);
+    }
+}

@@ -1,0 +1,66 @@
+//! What signals do to programs' calls: as on the machine itself.
+
+use crate::{TWO_HOSTS, in_site};
+use std::path::PathBuf;
+use std::process::Command;
+
+/// A program of `c/`, compiled for one test.
+pub struct Compiled(PathBuf);
+
+impl Compiled {
+    /// Compiles it.
+    pub fn new(source: &str) -> Self {
+        let out = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("{source}-{}", std::process::id()));
+        let source = format!("{}/e2e/c/{source}.c", env!("CARGO_MANIFEST_DIR"));
+        let mut cc = Command::new("cc");
+        cc.args(["-std=gnu11", "-O1", "-Wall", "-Wextra", "-Werror", "-pthread", "-o"]).arg(&out).arg(source);
+        let done = cc.output().expect("a C compiler is installed by tests/setup.sh");
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+        Self(out)
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &str {
+        self.0.to_str().expect("a path of the build")
+    }
+}
+
+impl Drop for Compiled {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+/// Runs cases of `signals` on the machine and on an emulated host: they print the same.
+fn same_on_both(cases: &[&[&str]]) {
+    let program = Compiled::new("signals");
+    in_site(|site| {
+        let lab = site.deploy(TWO_HOSTS);
+        for case in cases {
+            let real = Command::new(program.path()).args(*case).output().expect("it starts");
+            assert!(real.status.success(), "{case:?}: {}", String::from_utf8_lossy(&real.stderr));
+            let emulated = lab.ok(lab.program("a", &[&["timeout", "120", program.path()], *case].concat()));
+            assert_eq!(emulated, String::from_utf8_lossy(&real.stdout), "{case:?}");
+        }
+    });
+}
+
+#[test]
+fn calls_with_a_time_limit_end_with_one_eintr_for_a_handler() {
+    same_on_both(&[&["limits"]]);
+}
+
+#[test]
+fn other_calls_are_restarted_if_the_handler_says_so_and_jumps_leave_nothing() {
+    same_on_both(&[&["restarts"]]);
+}
+
+#[test]
+fn what_was_received_before_a_signal_is_returned() {
+    same_on_both(&[&["parts"]]);
+}
+
+#[test]
+fn a_storm_of_signals_loses_no_octet_and_fails_no_call() {
+    same_on_both(&[&["storm"], &["storm", "restart"]]);
+}
