@@ -64,10 +64,7 @@ pub fn run(run_dir: PathBuf, commands: &Commands) -> anyhow::Result<()> {
         } else if nic.sleep(time, &poller) {
             rest(&nic, now(), spin.last_work)
         } else {
-            if nic.is_timed() {
-                // Others may run until the moment has come.
-                std::thread::yield_now();
-            }
+            std::hint::spin_loop();
             continue;
         };
         events.clear();

@@ -246,11 +246,6 @@ impl Nic {
         self.ports.iter().flatten().filter_map(|p| p.wire.deadline()).min()
     }
 
-    /// True if a port waits for the moment of a frame handed over early.
-    pub fn is_timed(&self) -> bool {
-        self.ports.iter().flatten().any(|p| p.timed)
-    }
-
     /// Wakes the ports whose time has come, and those with a delayed frame due up to `early` ns later.
     pub fn on_time(&mut self, now: Instant, early: u64, poller: &Poller) {
         for at in 0..self.ports.len() {

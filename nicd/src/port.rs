@@ -17,7 +17,7 @@ use crate::wire::{Frame, Medium, Sent, TapSide, Wire, count_copy};
 use ringlab_counters::Nic;
 use ringlab_device::frame::FrameView;
 use ringlab_device::offload::{Offload, check};
-use ringlab_device::port::{Port, Received, Stopped, Transmit};
+use ringlab_device::port::{Pieces, Port, Received, Stopped, Transmit};
 use ringlab_device::time::Instant;
 use ringlab_device::wire::octets_of;
 use ringlab_ring::cable::Entry;
@@ -71,11 +71,12 @@ pub struct NicPort {
     /// The frame in `transmit` found no room on the wire.
     pending: bool,
     transmit: Box<Transmit>,
-    entry: Box<Entry>,
+    /// Missing while a frame is received into it.
+    entry: Option<Box<Entry>>,
     stall: Stall,
     completions: bool,
     /// The next frame from the wire was handed over before its time.
-    pub timed: bool,
+    timed: bool,
 }
 
 /// Whether received frames wait for buffers.
@@ -123,7 +124,7 @@ impl NicPort {
             link_up: false,
             pending: false,
             transmit: Box::new(Transmit::empty()),
-            entry: Box::default(),
+            entry: Some(Box::default()),
             stall: Stall::No,
             completions: false,
             timed: false,
@@ -202,10 +203,11 @@ impl NicPort {
         let map = self.core.map().clone();
         let token = self.transmit.token;
         // The ring may have been reset meanwhile: then nothing is owed.
-        let Ok(pieces) = self.transmit.slices(&map) else {
+        let mut pieces = Pieces::new();
+        if self.transmit.slices(&map, &mut pieces).is_err() {
             self.core.complete(token);
             return Ok(true);
-        };
+        }
         let mut view = FrameView::empty();
         let checked = view.load(&pieces).ok().and_then(|()| check(&self.transmit.header, &view).ok());
         let Some(offload) = checked else {
@@ -254,7 +256,7 @@ impl NicPort {
 
     fn poll_cable(&mut self, now: Instant, session: &mut Session, mut bridge: Option<&mut Bridge<'_>>) -> Result<usize, Fault> {
         let mut n = 0;
-        let mut entry = std::mem::take(&mut self.entry);
+        let Some(mut entry) = self.entry.take() else { return Ok(0) };
         let result = loop {
             if n == BATCH {
                 break Ok(n);
@@ -275,9 +277,12 @@ impl NicPort {
                 }
                 break Ok(n);
             }
-            let delivered = match session.pieces(&entry) {
-                Ok(pieces) => self.deliver(now, &VnetHdr::parse(&entry.header), &pieces, bridge.as_deref_mut()),
-                Err(e) => Err(e.into()),
+            let delivered = {
+                let mut pieces = Pieces::new();
+                match session.pieces(&entry, &mut pieces) {
+                    Ok(()) => self.deliver(now, &VnetHdr::parse(&entry.header), &pieces, bridge.as_deref_mut()),
+                    Err(e) => Err(e.into()),
+                }
             };
             match delivered {
                 Ok(Delivered::Yes) => {
@@ -291,7 +296,7 @@ impl NicPort {
                 Err(e) => break Err(e),
             }
         };
-        self.entry = entry;
+        self.entry = Some(entry);
         result
     }
 

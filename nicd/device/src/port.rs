@@ -108,12 +108,15 @@ impl Transmit {
         Self { token, header: VnetHdr::default(), pieces: ArrayVec::new(), len: 0 }
     }
 
-    /// The frame's octets in the driver's memory.
+    /// Puts the frame's octets in the driver's memory into empty `pieces`, which are too large to be moved about.
     ///
     /// # Errors
     /// [`RingError::OutOfBounds`] if `map` is not the one that it was taken under.
-    pub fn slices<'m>(&self, map: &'m MemoryMap) -> Result<Pieces<'m>, RingError> {
-        self.pieces.iter().map(|p| map.slice_at(p.region, p.offset, p.len as usize)).collect()
+    pub fn slices<'m>(&self, map: &'m MemoryMap, pieces: &mut Pieces<'m>) -> Result<(), RingError> {
+        for p in &self.pieces {
+            pieces.push(map.slice_at(p.region, p.offset, p.len as usize)?);
+        }
+        Ok(())
     }
 }
 

@@ -351,13 +351,12 @@ impl Session {
         }
     }
 
-    /// The octets that an entry names, each fragment checked against its region.
+    /// Puts the octets that an entry names into empty `pieces`, each fragment checked against its region.
     ///
     /// # Errors
     /// What ends the session.
-    pub fn pieces<'a>(&'a self, entry: &Entry) -> Result<Pieces<'a>, SessionError> {
+    pub fn pieces<'a>(&'a self, entry: &Entry, pieces: &mut Pieces<'a>) -> Result<(), SessionError> {
         let peer = self.peer.as_ref().ok_or(SessionError::Protocol("no greeting"))?;
-        let mut pieces = Pieces::new();
         let mut total = 0;
         for f in &entry.fragments {
             let region = match f.region {
@@ -370,7 +369,7 @@ impl Session {
         if total == 0 || total > ringlab_device::port::MAX_FRAME as u64 {
             return Err(CableError::FrameLength(total).into());
         }
-        Ok(pieces)
+        Ok(())
     }
 
     /// Before sleeping: asks to be rung for frames, for space (`blocked`) and, where
