@@ -62,7 +62,7 @@ impl Clock {
         match self {
             Self::Real(start) => {
                 let day = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-                day.saturating_sub(start.elapsed()).as_nanos() as u64
+                (day.as_nanos() as u64).saturating_sub(monotonic().saturating_sub(*start))
             }
             #[cfg(test)]
             Self::Manual(_) => 0,
