@@ -1,10 +1,11 @@
 //! A host's configuration, checked: what comes out of [`HostSpec::parse`] can be built.
 
 use crate::guest::launch::Start;
+use crate::guest::namespace::Bind;
 use ipnet::Ipv4Net;
 use ringlab_kernel::dev::net_device::MacAddr;
-use ringlab_proto::host::{ExecStart, HostConfig, Interface, Program, Route};
-use std::collections::{BTreeMap, HashSet};
+use ringlab_proto::host::{ExecStart, Files, HostConfig, Interface, Program, Route};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
@@ -54,6 +55,49 @@ pub struct HostSpec {
     pub hosts: BTreeMap<String, Ipv4Addr>,
     /// Programs to start.
     pub run: Vec<RunSpec>,
+    /// What programs see, and as whom.
+    pub files: FilesSpec,
+}
+
+/// What programs see of the machine's files, and as whom they run.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct FilesSpec {
+    /// Their root; empty: the machine's.
+    pub root: String,
+    /// In order.
+    pub binds: Vec<Bind>,
+    /// Environment of all of them.
+    pub env: BTreeMap<String, String>,
+    /// Directory; empty: that of whoever starts them.
+    pub workdir: String,
+    /// User; empty: that of hostd.
+    pub user: String,
+}
+
+impl FilesSpec {
+    /// Nothing has to be arranged for programs.
+    pub fn is_plain(&self) -> bool {
+        !self.has_view() && self.user.is_empty()
+    }
+
+    /// Programs see other files than the machine's.
+    pub fn has_view(&self) -> bool {
+        !self.root.is_empty() || !self.binds.is_empty()
+    }
+
+    fn parse(files: Files) -> Result<Self, ConfigError> {
+        check(files.binds.len() <= MAX_ENTRIES, "files.binds", || format!("{} entries; at most {MAX_ENTRIES}", files.binds.len()))?;
+        check_env("files.env", &files.env)?;
+        let path = |text: &str| text.starts_with('/') && !text.contains('\0');
+        let optional = |field: &str, text: &str| check(text.is_empty() || path(text), field, || "is not an absolute path".to_owned());
+        optional("files.root", &files.root)?;
+        optional("files.workdir", &files.workdir)?;
+        let fine = files.binds.iter().all(|b| path(&b.source) && path(&b.destination));
+        check(fine, "files.binds", || "has a path that is not absolute".to_owned())?;
+        let binds = files.binds.into_iter();
+        let binds = binds.map(|b| Bind { source: b.source, destination: b.destination, read_only: b.read_only }).collect();
+        Ok(Self { root: files.root, binds, env: files.env.into_iter().collect(), workdir: files.workdir, user: files.user })
+    }
 }
 
 /// An interface.
@@ -132,12 +176,21 @@ impl ExecSpec {
         check(!start.argv.is_empty(), &format!("{field}.argv"), || "names no program".to_owned())?;
         let bad = |s: &String| s.contains('\0');
         check(!start.argv.iter().any(bad) && !bad(&start.cwd), &format!("{field}.argv"), || "has a zero octet".to_owned())?;
-        let named = |(name, value): &(&String, &String)| !name.is_empty() && !name.contains(['=', '\0']) && !bad(value);
-        check(start.env.iter().all(|e| named(&e)), &format!("{field}.env"), || "has an impossible name or value".to_owned())?;
+        check(!bad(&start.workdir), &format!("{field}.workdir"), || "has a zero octet".to_owned())?;
+        check_env(&format!("{field}.env"), &start.env)?;
+        check_env(&format!("{field}.set_env"), &start.set_env)?;
         let size = start.size.unwrap_or_default();
         let side = |n: u32| u16::try_from(n).unwrap_or(u16::MAX);
         let tty = start.tty.then(|| (side(size.rows), side(size.cols)));
-        Ok(Self::Guest(Start { argv: start.argv, env: start.env.into_iter().collect(), cwd: start.cwd, tty }))
+        Ok(Self::Guest(Start {
+            argv: start.argv,
+            env: start.env.into_iter().collect(),
+            set_env: start.set_env.into_iter().collect(),
+            cwd: start.cwd,
+            workdir: start.workdir,
+            user: start.user,
+            tty,
+        }))
     }
 }
 
@@ -189,6 +242,7 @@ impl HostSpec {
             sysctls: config.sysctls.into_iter().collect(),
             hosts,
             run,
+            files: FilesSpec::parse(config.files.unwrap_or_default())?,
         })
     }
 
@@ -205,6 +259,7 @@ impl HostSpec {
             ("poll", self.spin == next.spin),
             ("interfaces", self.interfaces == next.interfaces),
             ("run", self.run == next.run),
+            ("files", self.files == next.files),
             // A sysctl that is no longer named would have to get a default that only the kernel knows.
             ("the set of sysctls", self.sysctls.keys().all(|k| next.sysctls.contains_key(k))),
         ];
@@ -224,9 +279,17 @@ impl StartSpec {
         check(crate::programs::exists(&start.builtin), &format!("{field}.builtin"), || {
             format!("no built-in program {:?}; there are {}", start.builtin, crate::programs::NAMES.join(", "))
         })?;
-        let cwd = if start.cwd.is_empty() { PathBuf::from("/") } else { PathBuf::from(start.cwd) };
+        let plain = start.user.is_empty() && start.set_env.is_empty();
+        check(plain, field, || "a built-in program has neither a user nor an environment".to_owned())?;
+        let cwd = [start.workdir, start.cwd].into_iter().find(|dir| !dir.is_empty());
+        let cwd = PathBuf::from(cwd.unwrap_or_else(|| "/".to_owned()));
         Ok(Self { builtin: start.builtin, argv: start.argv, cwd })
     }
+}
+
+fn check_env(field: &str, env: &HashMap<String, String>) -> Result<(), ConfigError> {
+    let named = |(name, value): (&String, &String)| !name.is_empty() && !name.contains(['=', '\0']) && !value.contains('\0');
+    check(env.iter().all(named), field, || "has an impossible name or value".to_owned())
 }
 
 fn parse_interfaces(list: &[Interface], cpus: u16) -> Result<Vec<InterfaceSpec>, ConfigError> {
@@ -394,11 +457,13 @@ mod tests {
         assert!(
             matches!(ExecSpec::parse("start", curl.clone()), Ok(ExecSpec::Guest(start)) if start.argv == ["curl"] && start.tty.is_none())
         );
-        let spoilt: [fn(&mut ExecStart); 4] = [
+        let spoilt: [fn(&mut ExecStart); 6] = [
             |s| s.argv.clear(),
             |s| s.argv.push("a\0b".into()),
             |s| s.cwd = "\0".into(),
             |s| drop(s.env.insert("A=B".into(), String::new())),
+            |s| drop(s.set_env.insert(String::new(), String::new())),
+            |s| s.workdir = "\0".into(),
         ];
         for spoil in spoilt {
             let mut start = curl.clone();

@@ -140,7 +140,7 @@ impl EventLoop {
         let (pool, layouts) = region_for(&spec)?;
         let arenas = Arenas::default();
         let kernel = Kernel::new(setup::kernel_config(&spec, pool.clone()), Box::new(arenas.clone()));
-        let guests = Guests::new(epoll.clone(), arenas.1.clone());
+        let guests = Guests::new(epoll.clone(), arenas.1.clone(), spec.files.binds.iter().map(|b| b.destination.clone()).collect());
         let shared = Shared::new(&spec.hostname, kernel, arenas, Clock::start(), Arc::new(Wakes::new(bell)));
         let mut this = Self {
             shared,

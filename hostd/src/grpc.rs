@@ -6,7 +6,8 @@
 use crate::config::{ConfigError, ExecSpec, HostSpec};
 use crate::control::{Command, Handle};
 use crate::event_loop::{self, Boot};
-use crate::guest::launch::{self, Children, Start};
+use crate::guest::launch::{self, Children, Refusal, Running as Guest, Start};
+use crate::guest::place::Places;
 use crate::programs::process::{Exit, Output, ProgramId, Streams};
 use crate::trace::{Listener, to_proto};
 use ringlab_proto::host::host_server::Host;
@@ -45,6 +46,7 @@ pub struct HostService {
 struct Running {
     spec: HostSpec,
     handle: Handle,
+    places: Arc<Places>,
 }
 
 type OutputStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -82,8 +84,18 @@ impl HostService {
         answer.await.map_err(|_| Status::unavailable("the host is shutting down"))
     }
 
+    async fn places(&self) -> Result<Arc<Places>, Status> {
+        let running = self.running.lock().await;
+        running.as_ref().map(|r| r.places.clone()).ok_or_else(|| Status::failed_precondition("the host is not configured"))
+    }
+
+    async fn start_guest(&self, handle: &Handle, places: &Places, start: Start, ends: launch::Ends) -> Result<Guest, Refusal> {
+        let place = places.place(&self.children, &start).await?;
+        self.children.start(handle, start, place, ends).await
+    }
+
     /// Starts the unmodified programs of `run:`.
-    async fn run_guests(&self, spec: &HostSpec, handle: &Handle) {
+    async fn run_guests(&self, spec: &HostSpec, handle: &Handle, places: &Places) {
         for (index, run) in spec.run.iter().enumerate() {
             let ExecSpec::Guest(start) = &run.start else { continue };
             let mut start = start.clone();
@@ -94,7 +106,7 @@ impl HostService {
             let (_, stdin) = mpsc::channel(1);
             let (sender, output) = mpsc::channel(OUTPUT_DEPTH);
             let name = run.start.name().to_owned();
-            match self.children.start(handle, start, launch::Ends { stdin, output: sender }).await {
+            match self.start_guest(handle, places, start, launch::Ends { stdin, output: sender }).await {
                 Ok(running) => {
                     tokio::spawn(log_output(name, output));
                     let handle = handle.clone();
@@ -113,11 +125,11 @@ impl HostService {
     }
 
     /// Runs an unmodified program.
-    async fn exec_guest(&self, handle: &Handle, start: Start, input: Streaming<ExecInput>) -> OutputStream<ExecOutput> {
+    async fn exec_guest(&self, handle: &Handle, places: &Places, start: Start, input: Streaming<ExecInput>) -> OutputStream<ExecOutput> {
         let (sender, receiver) = mpsc::channel(1);
         let (stdin_in, stdin) = mpsc::channel(STDIN_DEPTH);
         let (output_in, output) = mpsc::channel(OUTPUT_DEPTH);
-        match self.children.start(handle, start, launch::Ends { stdin, output: output_in }).await {
+        match self.start_guest(handle, places, start, launch::Ends { stdin, output: output_in }).await {
             Ok(running) => {
                 let ended = Arc::new(AtomicBool::new(false));
                 let (pid, terminal, at_end) = (running.pid(), running.terminal(), ended.clone());
@@ -142,7 +154,10 @@ impl HostService {
         Box::pin(ReceiverStream::new(receiver))
     }
 
-    async fn boot(&self, spec: &HostSpec) -> Result<Handle, Status> {
+    async fn boot(&self, spec: &HostSpec) -> Result<Running, Status> {
+        let places = Arc::new(Places::new(spec.files.clone()));
+        let prepared = places.prepare(&self.children).await;
+        prepared.map_err(|refusal| Status::failed_precondition(format!("{}: {}", refusal.what, reason(&refusal.error))))?;
         let mut programs = Vec::new();
         for run in &spec.run {
             let (streams, output, _stdin, _exit) = streams();
@@ -163,8 +178,8 @@ impl HostService {
         event_loop::spawn(boot, on_failure).map_err(|e| Status::resource_exhausted(format!("kernel thread: {e}")))?;
         match is_ready.await {
             Ok(Ok(())) => {
-                self.run_guests(spec, &handle).await;
-                Ok(handle)
+                self.run_guests(spec, &handle, &places).await;
+                Ok(Running { spec: spec.clone(), handle, places })
             }
             Ok(Err(error)) => Err(Status::unavailable(format!("{error:#}"))),
             Err(_) => Err(Status::internal("the kernel thread ended while it started")),
@@ -182,9 +197,9 @@ impl Host for HostService {
         let mut running = self.running.lock().await;
         match running.as_mut() {
             None => {
-                let handle = self.boot(&spec).await?;
+                let booted = self.boot(&spec).await?;
                 info!(host = %spec.hostname, interfaces = spec.interfaces.len(), "the host is up");
-                *running = Some(Running { spec, handle });
+                *running = Some(booted);
             }
             Some(running) => {
                 running.spec.check_change(&spec)?;
@@ -206,7 +221,10 @@ impl Host for HostService {
         let handle = self.handle().await?;
         let start = match ExecSpec::parse("start", start)? {
             ExecSpec::Builtin(start) => start,
-            ExecSpec::Guest(start) => return Ok(Response::new(self.exec_guest(&handle, start, input).await)),
+            ExecSpec::Guest(start) => {
+                let places = self.places().await?;
+                return Ok(Response::new(self.exec_guest(&handle, &places, start, input).await));
+            }
         };
         let (streams, mut output, stdin, exit) = streams();
         let id = self.ask(|tell| Command::Start(start, streams, tell)).await?;

@@ -4,7 +4,8 @@
 //! model, its drivers, its built-in programs; it sleeps in `epoll` until a NIC, a
 //! timer or a command wakes it. The *control thread* (the main one) serves gRPC
 //! and talks to it by a channel. Unmodified programs ([`guest`]) are processes of their own; started as
-//! `hostd guest-init`, this binary is such a process before it becomes the program.
+//! `hostd guest-init`, this binary is such a process before it becomes the program; `hostd guest-ns` makes the namespaces of
+//! programs with a root of their own.
 
 mod config;
 mod control;
@@ -53,8 +54,11 @@ enum LogFormat {
 
 fn main() -> ExitCode {
     let mut args = std::env::args_os().skip(1);
-    if args.next().is_some_and(|mode| mode == guest::init::NAME) {
-        return guest::init::main(args);
+    match args.next() {
+        Some(mode) if mode == guest::init::NAME => return guest::init::main(args),
+        Some(mode) if mode == guest::namespace::NAME => return guest::namespace::main(args),
+        Some(mode) if mode == guest::namespace::PROBE => return guest::namespace::probe(args),
+        _ => {}
     }
     let args = Args::parse();
     start_log(args.log_format);

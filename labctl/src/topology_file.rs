@@ -17,8 +17,17 @@ pub struct TopologyFile {
 }
 
 impl TopologyFile {
-    /// Reads and checks a file.
+    /// Reads and checks a file, and looks at the paths in it.
     pub fn read(path: &Path) -> CliResult<Self> {
+        Self::parsed(path, true)
+    }
+
+    /// Reads and checks a file; what it names need not be there.
+    pub fn read_text(path: &Path) -> CliResult<Self> {
+        Self::parsed(path, false)
+    }
+
+    fn parsed(path: &Path, look: bool) -> CliResult<Self> {
         let shown = path.display();
         let failed = |error: std::io::Error| CliError::usage(format!("{shown}: {error}"));
         let file = std::fs::File::open(path).map_err(failed)?;
@@ -40,8 +49,11 @@ impl TopologyFile {
         let text = String::from_utf8(octets).map_err(|error| {
             CliError::usage(format!("{shown}: octet {} is not UTF-8; save the file as UTF-8", error.utf8_error().valid_up_to()))
         })?;
-        let topology = topology::parse(&shown.to_string(), &text).map_err(Box::new)?;
         let path = std::fs::canonicalize(path).map_err(failed)?;
+        let base = path.parent().unwrap_or(Path::new("/"));
+        let name = shown.to_string();
+        let topology = if look { topology::parse_in(&name, &text, base) } else { topology::parse(&name, &text) };
+        let topology = topology.map_err(Box::new)?;
         Ok(Self { path, text, topology })
     }
 }

@@ -1,6 +1,7 @@
 //! Everything that Ringlab's processes agree on: the gRPC services and how
 //! they are served, the topology file, and (re-exported) the counter names.
 
+pub mod account;
 pub mod server;
 pub mod topology;
 

@@ -3,7 +3,7 @@
 
 use crate::{TWO_HOSTS, in_site};
 use ringlab_tests::lab::Site;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 /// Refuses calls (`EPERM`), then runs its arguments.
 const PROFILE: &str = r#"
@@ -46,16 +46,18 @@ fn works(site: &Site, wrap: impl Fn(&[&str]) -> Command) {
     run(&["destroy", "--all"]);
 }
 
+/// The command under the profile.
+pub fn under_a_containers_profile(labctl: &Command) -> Command {
+    let mut command = Command::new("python3");
+    command.args(["-c", PROFILE]).arg(labctl.get_program()).args(labctl.get_args());
+    command.envs(labctl.get_envs().filter_map(|(name, value)| Some((name, value?)))).stdin(Stdio::null());
+    command
+}
+
 #[test]
 fn programs_run_under_a_containers_seccomp_profile() {
     in_site(|site| {
-        works(site, |args| {
-            let labctl = site.labctl(args);
-            let mut command = Command::new("python3");
-            command.args(["-c", PROFILE]).arg(labctl.get_program()).args(labctl.get_args());
-            command.envs(labctl.get_envs().filter_map(|(name, value)| Some((name, value?))));
-            command
-        });
+        works(site, |args| under_a_containers_profile(&site.labctl(args)));
     });
 }
 

@@ -7,6 +7,7 @@ mod carrier;
 mod crash;
 mod guest;
 mod guest_calls;
+mod guest_files;
 mod guest_kill;
 mod guest_profile;
 mod guest_servers;

@@ -34,7 +34,7 @@ impl Guests {
         // A path that cannot be read is the machine's kernel's to refuse.
         let Ok(path) = c.mem.read_str(path, &mut buf) else { return Ok(Outcome::Continue) };
         let Ok(path) = core::str::from_utf8(path) else { return Ok(Outcome::Continue) };
-        if !path.starts_with("/etc/") && !path.starts_with("/proc/") {
+        if !path.starts_with("/etc/") && !path.starts_with("/proc/") || self.bound.iter().any(|b| b == path) {
             return Ok(Outcome::Continue);
         }
         let writes = flags & libc::O_ACCMODE != libc::O_RDONLY;

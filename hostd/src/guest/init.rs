@@ -5,8 +5,12 @@
 //! trapped by then, and nobody answers yet.
 
 use super::filter;
+use super::namespace::Namespaces;
+use ringlab_proto::account::Account;
 use rustix::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
+use rustix::process::{DumpableBehavior, Gid, Uid, set_dumpable_behavior};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space, set_thread_groups, set_thread_res_gid, set_thread_res_uid};
 use std::ffi::OsString;
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
@@ -26,8 +30,40 @@ pub struct Spec {
     pub tty: bool,
     /// Limit of open descriptors (soft); hostd's own is raised.
     pub nofile: u64,
+    /// Namespaces to enter.
+    pub entry: Entry,
+    /// User and groups to become.
+    pub account: Option<Account>,
     /// Program and arguments.
     pub argv: Vec<OsString>,
+}
+
+/// Inherited descriptors of namespaces.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Entry {
+    user: Option<RawFd>,
+    mount: Option<RawFd>,
+}
+
+impl Entry {
+    /// Lets the next child inherit them.
+    ///
+    /// # Errors
+    /// Those of `fcntl`.
+    pub fn of(namespaces: &Namespaces) -> io::Result<Self> {
+        let user = namespaces.user.as_ref().map(inheritable).transpose()?;
+        Ok(Self { user, mount: Some(inheritable(&namespaces.mount)?) })
+    }
+
+    fn enter(self) -> io::Result<()> {
+        for (fd, kind) in [(self.user, LinkNameSpaceType::User), (self.mount, LinkNameSpaceType::Mount)] {
+            let Some(fd) = fd else { continue };
+            // SAFETY: hostd passes a descriptor of which this process has the only copy, and no one else here uses it.
+            let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+            move_into_link_name_space(fd.as_fd(), Some(kind))?;
+        }
+        Ok(())
+    }
 }
 
 impl Spec {
@@ -36,6 +72,9 @@ impl Spec {
         let mut args: Vec<OsString> = vec![NAME.into(), channel.to_string().into(), self.cwd.clone()];
         args.push(if self.tty { "tty" } else { "pipes" }.into());
         args.push(self.nofile.to_string().into());
+        let fd = |fd: Option<RawFd>| fd.map_or_else(|| "-".to_owned(), |fd| fd.to_string());
+        args.push(format!("{},{}", fd(self.entry.user), fd(self.entry.mount)).into());
+        args.push(self.account.as_ref().map_or_else(String::new, ids).into());
         args.extend(self.argv.iter().cloned());
         args
     }
@@ -45,9 +84,25 @@ impl Spec {
         let cwd = args.next()?;
         let tty = args.next()? == "tty";
         let nofile = args.next()?.to_str()?.parse().ok()?;
+        let entry = args.next()?;
+        let (user, mount) = entry.to_str()?.split_once(',')?;
+        let entry = Entry { user: user.parse().ok(), mount: mount.parse().ok() };
+        let account = account_of(args.next()?.to_str()?);
         let argv: Vec<OsString> = args.collect();
-        (!argv.is_empty()).then_some((channel, Self { cwd, tty, nofile, argv }))
+        (!argv.is_empty()).then_some((channel, Self { cwd, tty, nofile, entry, account, argv }))
     }
+}
+
+/// "uid gid group…"; names matter no more.
+fn ids(account: &Account) -> String {
+    let all = [account.uid, account.gid].into_iter().chain(account.groups.iter().copied());
+    all.map(|n| n.to_string()).collect::<Vec<_>>().join(" ")
+}
+
+fn account_of(text: &str) -> Option<Account> {
+    let ids: Vec<u32> = text.split(' ').map(str::parse).collect::<Result<_, _>>().ok()?;
+    let [uid, gid, groups @ ..] = &ids[..] else { return None };
+    Some(Account { uid: *uid, gid: *gid, groups: groups.to_vec(), ..Account::default() })
 }
 
 /// What went wrong before the program was there, as it goes over the channel.
@@ -64,6 +119,8 @@ pub enum Stage {
     Filter = 3,
     /// `exec`.
     Exec = 4,
+    /// Namespaces or user.
+    User = 5,
 }
 
 /// Runs the mode; returns only if the program could not be started.
@@ -86,10 +143,12 @@ fn become_program(channel: &OwnedFd, spec: &Spec) -> (Stage, io::Error) {
         .map_err(failed(Stage::Session))
         .and_then(|()| enter_session(spec.tty).map_err(failed(Stage::Session)))
         .and_then(|()| limit_descriptors(spec.nofile).map_err(failed(Stage::Session)))
+        .and_then(|()| spec.entry.enter().map_err(|e| (Stage::User, e)))
         .and_then(|()| match spec.cwd.is_empty() {
             true => Ok(()),
             false => rustix::process::chdir(&spec.cwd).map_err(failed(Stage::Directory)),
         })
+        .and_then(|()| change_user(spec.account.as_ref()).map_err(failed(Stage::User)))
         .and_then(|()| filter_calls(channel).map_err(|e| (Stage::Filter, e)));
     match prepared {
         Ok(()) => (Stage::Exec, Command::new(&spec.argv[0]).args(&spec.argv[1..]).exec()),
@@ -103,7 +162,22 @@ fn enter_session(tty: bool) -> rustix::io::Result<()> {
     if tty {
         rustix::process::ioctl_tiocsctty(io::stdin())?;
     }
-    // A host that dies takes its programs along.
+    Ok(())
+}
+
+/// The directory has been entered as whoever runs hostd: it may be one that the user cannot name.
+fn change_user(account: Option<&Account>) -> rustix::io::Result<()> {
+    if let Some(account) = account {
+        // There is one thread yet.
+        let (uid, gid) = (Uid::from_raw(account.uid), Gid::from_raw(account.gid));
+        let groups: Vec<Gid> = account.groups.iter().copied().map(Gid::from_raw).collect();
+        set_thread_groups(&groups)?;
+        set_thread_res_gid(gid, gid, gid)?;
+        set_thread_res_uid(uid, uid, uid)?;
+        // Lost with the change; hostd looks at this process before it becomes the program.
+        set_dumpable_behavior(DumpableBehavior::Dumpable)?;
+    }
+    // A host that dies takes its programs along. A change of user would forget it.
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
 }
 
@@ -168,10 +242,15 @@ mod tests {
 
     #[test]
     fn what_is_to_start_survives_the_command_line() {
-        let spec = Spec { cwd: "/tmp/a b".into(), tty: true, nofile: 1024, argv: vec!["ls".into(), "--x y".into(), "".into()] };
-        let args = spec.args(7);
-        assert_eq!(args[0], NAME);
-        assert_eq!(Spec::parse(args.into_iter().skip(1)), Some((7, spec)));
+        let argv = vec!["ls".into(), "--x y".into(), "".into()];
+        let account = Account { uid: 33, gid: 44, groups: vec![44, 7], ..Account::default() };
+        let plain = Spec { cwd: "/tmp/a b".into(), tty: true, nofile: 1024, entry: Entry::default(), account: None, argv };
+        let entry = Entry { user: None, mount: Some(9) };
+        for spec in [Spec { entry, account: Some(account), ..plain.clone() }, plain] {
+            let args = spec.args(7);
+            assert_eq!(args[0], NAME);
+            assert_eq!(Spec::parse(args.into_iter().skip(1)), Some((7, spec)));
+        }
         assert_eq!(Spec::parse(["7".into(), "".into(), "tty".into(), "1".into()].into_iter()), None);
     }
 }

@@ -1,6 +1,8 @@
 //! Starting guests, on the control thread: streams, the filter's listener, the end.
 
-use super::init::{self, Spec, Stage};
+use super::init::{self, Entry, Spec, Stage};
+use super::namespace::{self, Namespaces, View};
+use super::place::Place;
 use crate::control::{Command as ToKernel, Handle};
 use crate::programs::process::{Exit, Output};
 use rustix::fd::{AsFd, OwnedFd};
@@ -27,14 +29,20 @@ const CHUNK: usize = 32 << 10;
 const STRAGGLERS: Duration = Duration::from_millis(100);
 
 /// What to start.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Start {
     /// Program and arguments.
     pub argv: Vec<String>,
-    /// Environment.
+    /// Environment of whoever asks.
     pub env: BTreeMap<String, String>,
-    /// Directory; empty: hostd's.
+    /// What is asked for beside it.
+    pub set_env: BTreeMap<String, String>,
+    /// Directory of whoever asks; empty: hostd's.
     pub cwd: String,
+    /// Directory asked for; empty: the node's.
+    pub workdir: String,
+    /// User asked for; empty: the node's.
+    pub user: String,
     /// Terminal: rows and columns.
     pub tty: Option<(u16, u16)>,
 }
@@ -117,30 +125,60 @@ impl Children {
     ///
     /// # Errors
     /// [`Refusal`].
-    pub async fn start(&self, kernel: &Handle, start: Start, ends: Ends) -> Result<Running, Refusal> {
+    pub async fn start(&self, kernel: &Handle, start: Start, place: Place, ends: Ends) -> Result<Running, Refusal> {
         let name = start.argv.first().cloned().unwrap_or_default();
         let refuse = |error: io::Error| Refusal { what: name.clone(), error };
         self.reap_from_now_on().map_err(&refuse)?;
         let (ours, theirs) =
             socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).map_err(|e| refuse(e.into()))?;
         let spec = Spec {
-            cwd: start.cwd.clone().into(),
+            cwd: place.cwd.clone().into(),
             tty: start.tty.is_some(),
             nofile: crate::limits::guest_descriptors(),
+            entry: Entry::default(),
+            account: place.account,
             argv: start.argv.iter().map(Into::into).collect(),
         };
+        // Copies that the child inherits; they close here as soon as it is there.
+        let entered = place.namespaces.as_deref().map(copies).transpose().map_err(&refuse)?;
+        let spec = Spec { entry: entered.as_ref().map_or(Ok(Entry::default()), Entry::of).map_err(&refuse)?, ..spec };
         let mut command = Command::new("/proc/self/exe");
-        command.arg0("hostd").args(spec.args(init::inheritable(&theirs).map_err(&refuse)?)).env_clear().envs(&start.env);
+        command.arg0("hostd").args(spec.args(init::inheritable(&theirs).map_err(&refuse)?)).env_clear().envs(&place.env);
         let streams = Streams::open(&mut command, start.tty).map_err(&refuse)?;
         let child = command.spawn().map_err(&refuse)?;
         let pid = Pid::from_child(&child);
         // The command holds the child's ends.
-        drop((command, theirs));
+        drop((command, theirs, entered));
         let exit = self.wait_for(pid);
         let master = streams.pump(ends).map_err(&refuse)?;
-        match hand_over(kernel, ours, &start).await {
+        match hand_over(kernel, ours, &start, &place.cwd).await {
             Ok(()) => Ok(Running { pid, exit, master }),
             Err(refusal) => Err(refusal),
+        }
+    }
+
+    /// Makes namespaces, by a process of this binary.
+    ///
+    /// # Errors
+    /// [`Refusal`]: the machine does not permit them, or a path in them is not there.
+    pub async fn namespaces(&self, view: &View) -> Result<Namespaces, Refusal> {
+        let refuse = |error: io::Error| Refusal { what: "namespaces".to_owned(), error };
+        self.reap_from_now_on().map_err(refuse)?;
+        let (ours, theirs) =
+            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).map_err(|e| refuse(e.into()))?;
+        let mut command = Command::new("/proc/self/exe");
+        command.arg0("hostd").args(view.args(init::inheritable(&theirs).map_err(refuse)?)).stdin(Stdio::null());
+        // Its end is collected with all others'; what counts is what it says.
+        drop(command.spawn().map_err(refuse)?);
+        drop((command, theirs));
+        rustix::io::ioctl_fionbio(&ours, true).map_err(|e| refuse(e.into()))?;
+        let channel = watched(ours).map_err(refuse)?;
+        let mut message = [0; 4096];
+        loop {
+            let mut ready = channel.readable().await.map_err(refuse)?;
+            let Ok(received) = ready.try_io(|fd| receive_into(fd.as_fd(), &mut message)) else { continue };
+            let (len, fds) = received.map_err(refuse)?;
+            return Ok(namespace::answer(&message[..len], fds, view.map.is_some())?);
         }
     }
 
@@ -184,7 +222,7 @@ impl Children {
 }
 
 /// Passes the filter's listener to the kernel thread; then the program is there, or says why not.
-async fn hand_over(kernel: &Handle, channel: OwnedFd, start: &Start) -> Result<(), Refusal> {
+async fn hand_over(kernel: &Handle, channel: OwnedFd, start: &Start, cwd: &str) -> Result<(), Refusal> {
     let name = start.argv.first().cloned().unwrap_or_default();
     let refuse = |error: io::Error| Refusal { what: name.clone(), error };
     rustix::io::ioctl_fionbio(&channel, true).map_err(|e| refuse(e.into()))?;
@@ -199,7 +237,7 @@ async fn hand_over(kernel: &Handle, channel: OwnedFd, start: &Start) -> Result<(
                 kernel.send(ToKernel::Guest(listener));
             }
             Some((stage, errno, None)) => {
-                let what = if stage == Stage::Directory as u8 { start.cwd.clone() } else { name.clone() };
+                let what = if stage == Stage::Directory as u8 { cwd.to_owned() } else { name.clone() };
                 return Err(Refusal { what, error: io::Error::from_raw_os_error(errno) });
             }
         }
@@ -210,17 +248,28 @@ type Message = Option<(u8, i32, Option<OwnedFd>)>;
 
 fn receive(fd: rustix::fd::BorrowedFd<'_>) -> io::Result<Message> {
     let mut message = [0; 5];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let (len, fds) = receive_into(fd, &mut message)?;
+    let errno = i32::from_ne_bytes([message[1], message[2], message[3], message[4]]);
+    Ok((len > 0).then(|| (message[0], errno, fds.into_iter().next())))
+}
+
+/// A message and the descriptors that come with it, two at most.
+fn receive_into(fd: rustix::fd::BorrowedFd<'_>, message: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-    let got = recvmsg(fd, &mut [IoSliceMut::new(&mut message)], &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
-    if got.bytes == 0 {
-        return Ok(None);
+    let got = recvmsg(fd, &mut [IoSliceMut::new(message)], &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
+    let mut all = Vec::new();
+    for message in ancillary.drain() {
+        if let RecvAncillaryMessage::ScmRights(fds) = message {
+            all.extend(fds);
+        }
     }
-    let rights = ancillary.drain().find_map(|m| match m {
-        RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
-        _ => None,
-    });
-    Ok(Some((message[0], i32::from_ne_bytes([message[1], message[2], message[3], message[4]]), rights)))
+    Ok((got.bytes, all))
+}
+
+/// Copies of namespaces' descriptors.
+fn copies(of: &Namespaces) -> io::Result<Namespaces> {
+    Ok(Namespaces { mount: of.mount.try_clone()?, user: of.user.as_ref().map(OwnedFd::try_clone).transpose()? })
 }
 
 enum Streams {

@@ -36,7 +36,9 @@ mod interrupt;
 pub mod launch;
 mod mapping;
 mod memory;
+pub mod namespace;
 mod notify;
+pub mod place;
 mod placeholder;
 mod poll;
 mod reply;
@@ -101,6 +103,8 @@ pub struct Guests {
     control: Option<i32>,
     /// Paths of the node's own files that were opened.
     files: Vec<String>,
+    /// Paths at which the topology put something of its own.
+    bound: Vec<String>,
     ready: Vec<Token>,
     /// So much was reported at once that something may be missing.
     crowded: bool,
@@ -109,7 +113,8 @@ pub struct Guests {
 
 impl Guests {
     /// A supervisor whose descriptors are watched by `epoll`; `memory` is what the kernel copies by.
-    pub fn new(epoll: Rc<OwnedFd>, memory: GuestMemory) -> Self {
+    /// Files at the paths of `bound` are the topology's, also where the node has one of its own.
+    pub fn new(epoll: Rc<OwnedFd>, memory: GuestMemory, bound: Vec<String>) -> Self {
         Self {
             epoll,
             memory,
@@ -126,6 +131,7 @@ impl Guests {
             mappings: Vec::new(),
             control: None,
             files: Vec::new(),
+            bound,
             ready: Vec::new(),
             crowded: false,
             warned: HashSet::default(),

@@ -24,7 +24,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Deploys, or applies the difference. Returns what changed.
 pub async fn deploy(agent: &Agent, request: &DeployRequest, progress: &Progress, cancel: &Cancel) -> Result<Vec<String>, Failure> {
-    let topology = topology::parse(&request.path, &request.yaml)
+    let base = Path::new(&request.path).parent().unwrap_or(Path::new("/"));
+    let topology = topology::parse_in(&request.path, &request.yaml, base)
         .map_err(|problems| Failure::Usage(problems.lines().collect::<Vec<_>>().join("\n")))?;
     loop {
         let lab = agent.lab_or_new(&topology.name);

@@ -162,6 +162,7 @@ fn host_part(old: &HostConfig, new: &HostConfig) -> (Part, Vec<&'static str>) {
             ("run", old.run == new.run),
             ("poll", old.poll == new.poll),
             ("kernel", old.udp_backlog == new.udp_backlog),
+            ("files", old.files == new.files),
         ],
         old.hosts == new.hosts,
     )
@@ -175,6 +176,7 @@ fn linux_part(old_node: &NodePlan, old: &LinuxPlan, new_node: &NodePlan, new: &L
             ("routes", old.routes == new.routes),
             ("sysctls", old.sysctls == new.sysctls),
             ("run", old.run == new.run),
+            ("files", old.files == new.files),
         ],
         old.hosts == new.hosts,
     )

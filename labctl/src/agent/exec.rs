@@ -13,6 +13,7 @@ use crate::agent::netns;
 use crate::agent::plan::{LinuxPlan, NodePlan};
 use crate::agent::process::{Process, end_all};
 use crate::agent::start::{Maker, hosts_path};
+use ringlab_proto::account::{AccountError, UserSpec};
 use ringlab_proto::agent::{ExecInput, exec_input};
 use ringlab_proto::host::host_client::HostClient;
 use ringlab_proto::host::{self, ExecOutput, ExecStart, ExitStatus, exec_output};
@@ -147,9 +148,27 @@ pub async fn on_linux(
 async fn spawn(lab: &Lab, node: &NodePlan, linux: &LinuxPlan, start: ExecStart) -> io::Result<Child> {
     let mut command = Command::new(&start.argv[0]);
     command.args(&start.argv[1..]).env_clear().envs(&start.env).process_group(0);
-    command.current_dir(if start.cwd.is_empty() { "/" } else { &start.cwd });
+    if !start.user.is_empty() {
+        become_user(&mut command, &start.user)?;
+    }
+    command.envs(&linux.files.env).envs(&start.set_env);
+    let dir = [&start.workdir, &linux.files.workdir, &start.cwd].into_iter().find(|dir| !dir.is_empty());
+    command.current_dir(dir.map_or("/", String::as_str));
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     netns::inside_as_host(&linux.netns, hosts_path(&lab.run_dir, &node.name), move || command.spawn()).await
+}
+
+/// Looks a user of the machine up; the agent of a lab with Linux nodes may become anybody.
+fn become_user(command: &mut Command, user: &str) -> io::Result<()> {
+    let unknown = |error: AccountError| io::Error::new(io::ErrorKind::InvalidInput, error);
+    let spec: UserSpec = user.parse().map_err(unknown)?;
+    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    let account = spec.resolve(&read("/etc/passwd"), &read("/etc/group")).map_err(unknown)?;
+    command.uid(account.uid).gid(account.gid).env("HOME", &account.home);
+    if !account.name.is_empty() {
+        command.env("USER", &account.name).env("LOGNAME", &account.name);
+    }
+    Ok(())
 }
 
 /// Passes input and signals to the program until the caller ends.

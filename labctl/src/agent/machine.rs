@@ -4,9 +4,11 @@ use crate::agent::netns;
 use crate::agent::plan::{LinuxPlan, Plan};
 use crate::agent::process::usable_cpus;
 use crate::paths::SOCKET_PATH_MAX;
-use ringlab_proto::topology::Medium;
+use ringlab_proto::account::UserSpec;
+use ringlab_proto::host::Files;
+use ringlab_proto::topology::{Medium, read_in};
 use rustix::fs::MemfdFlags;
-use rustix::process::{PidfdFlags, getpid, pidfd_open};
+use rustix::process::{PidfdFlags, getegid, geteuid, getpid, pidfd_open};
 use serde::Serialize;
 use std::fs::OpenOptions;
 use std::io;
@@ -68,7 +70,8 @@ pub async fn examine(programs: &Path) -> Vec<Finding> {
     findings.push(finding("tun", tun(), Verdict::Limited, REAL_LINUX, TUN_MEND));
     let namespaces = netns::may_make().await.map(|()| "network namespaces can be made".to_owned());
     findings.push(finding("privilege", namespaces, Verdict::Limited, REAL_LINUX, PRIVILEGE_MEND));
-    findings.push(user_namespaces());
+    findings.push(finding("files", own_files(programs, "files").await, Verdict::Limited, OWN_FILES, &own_files_mend()));
+    findings.push(finding("user", own_files(programs, "user").await, Verdict::Limited, OWN_USER, &own_files_mend()));
     findings.push(cpus());
     findings.push(memory());
     findings
@@ -104,18 +107,33 @@ fn tun() -> io::Result<String> {
     Ok(format!("{path} can be opened"))
 }
 
-fn user_namespaces() -> Finding {
+const OWN_FILES: &str = "nodes with a `root` or `binds`";
+const OWN_USER: &str = "nodes with a `user`, and exec --user";
+
+/// Tries what hostd does for programs with a root, binds or a user of their own: namespaces and mounts, or a change of user.
+async fn own_files(programs: &Path, what: &str) -> io::Result<String> {
+    let output = tokio::process::Command::new(daemon(programs, "hostd")?).args(["guest-ns-probe", what]).output().await?;
+    match output.status.success() {
+        true => Ok(format!("programs may have {} of their own", if what == "user" { "a user" } else { "a root and binds" })),
+        false => Err(io::Error::other(String::from_utf8_lossy(&output.stdout).trim().to_owned())),
+    }
+}
+
+/// As far as the sysctls exist: what forbids user namespaces is one of them, or a container's profile.
+fn own_files_mend() -> String {
+    let docker = "Docker: --cap-add SYS_ADMIN --cap-add SYS_PTRACE --security-opt seccomp=unconfined --security-opt apparmor=unconfined";
+    if geteuid().is_root() {
+        return format!("run labctl with all capabilities   ({docker})");
+    }
     let read = |path: &str| std::fs::read_to_string(path).ok().and_then(|text| text.trim().parse::<u64>().ok());
-    let most = read("/proc/sys/user/max_user_namespaces").unwrap_or(0);
-    let allowed = read("/proc/sys/kernel/unprivileged_userns_clone") != Some(0);
-    let restricted = read("/proc/sys/kernel/apparmor_restrict_unprivileged_userns") == Some(1);
-    let result = match (most > 0 && allowed, restricted) {
-        (true, false) => Ok("unprivileged user namespaces are allowed".to_owned()),
-        (true, true) => Err(io::Error::other("AppArmor restricts them")),
-        (false, _) => Err(io::Error::other("switched off")),
-    };
-    let mend = "sysctl -w user.max_user_namespaces=15000; sysctl -w kernel.unprivileged_userns_clone=1; sysctl -w kernel.apparmor_restrict_unprivileged_userns=0   (as far as they exist)";
-    finding("userns", result, Verdict::Limited, "running unmodified programs without privilege", mend)
+    let sysctls = [
+        ("/proc/sys/user/max_user_namespaces", "user.max_user_namespaces", 0, 15000),
+        ("/proc/sys/kernel/unprivileged_userns_clone", "kernel.unprivileged_userns_clone", 0, 1),
+        ("/proc/sys/kernel/apparmor_restrict_unprivileged_userns", "kernel.apparmor_restrict_unprivileged_userns", 1, 0),
+    ];
+    let wrong = sysctls.iter().filter(|(path, _, bad, _)| read(path) == Some(*bad));
+    let wrong = wrong.map(|(_, name, _, good)| format!("sysctl -w {name}={good}")).collect::<Vec<_>>();
+    if wrong.is_empty() { format!("run labctl as root (sudo labctl …)   ({docker})") } else { wrong.join("; ") }
 }
 
 fn cpus() -> Finding {
@@ -175,6 +193,9 @@ pub async fn lacks(plan: &Plan, run_dir: &Path, programs: &Path) -> Option<Strin
             "RINGLAB_DIR=/tmp/ringlab, or another short path",
         );
     }
+    if let Some(lack) = lacks_own_files(plan, programs).await {
+        return lacking(lack, &own_files_mend());
+    }
     let namespaces = plan.nodes.iter().filter_map(|node| node.linux.as_ref()).collect::<Vec<&LinuxPlan>>();
     if namespaces.is_empty() && plan.links.iter().all(|link| link.medium == Medium::Cable) {
         return None;
@@ -187,6 +208,27 @@ pub async fn lacks(plan: &Plan, run_dir: &Path, programs: &Path) -> Option<Strin
     }
     let missing = namespaces.iter().filter(|linux| !linux.owned).find(|linux| !linux.netns.exists())?;
     lacking(format!("there is no network namespace {}", missing.netns.display()), "ip netns add NAME")
+}
+
+/// What programs with a root, binds or a user of their own cannot have here.
+async fn lacks_own_files(plan: &Plan, programs: &Path) -> Option<String> {
+    let files = || plan.nodes.iter().filter_map(|node| Some((&node.name, node.host.as_ref()?.1.files.as_ref()?)));
+    if let Some((name, _)) = files().find(|(_, files)| !files.root.is_empty() || !files.binds.is_empty())
+        && let Err(error) = own_files(programs, "files").await
+    {
+        return Some(format!("node {name} has a `root` or `binds`, and this machine refuses namespaces and mounts: {error}"));
+    }
+    let (name, files) = files().find(|(_, files)| !files.user.is_empty() && !is_own_user(files))?;
+    let error = own_files(programs, "user").await.err()?;
+    Some(format!("node {name} has the user {}, and this machine refuses another user: {error}", files.user))
+}
+
+/// Whether the user is the one whose the agent is.
+fn is_own_user(files: &Files) -> bool {
+    let root = Path::new(if files.root.is_empty() { "/" } else { &files.root });
+    let read = |path: &str| read_in(root, path).unwrap_or_default();
+    let account = files.user.parse().and_then(|spec: UserSpec| spec.resolve(&read("/etc/passwd"), &read("/etc/group")));
+    account.is_ok_and(|a| (a.uid, a.gid) == (geteuid().as_raw(), getegid().as_raw()))
 }
 
 #[cfg(test)]

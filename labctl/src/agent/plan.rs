@@ -145,6 +145,8 @@ pub struct LinuxPlan {
     pub hosts: Vec<HostEntry>,
     /// Programs to start.
     pub run: Vec<host::Program>,
+    /// Environment and directory of its programs.
+    pub files: host::Files,
 }
 
 /// One link.
@@ -205,6 +207,7 @@ fn plan_node(topology: &Topology, node: &Node, routes: Vec<Route>, places: Place
             sysctls: node.sysctls.clone(),
             hosts: hosts_file(topology, node),
             run: programs(node, places.base),
+            files: files(&node.files, places.base),
         }),
         _ => None,
     };
@@ -322,6 +325,20 @@ fn host_config(topology: &Topology, node: &Node, routes: &[Route], places: Place
         run: programs(node, places.base),
         poll: poll(topology),
         udp_backlog: node.udp_backlog,
+        files: Some(files(&node.files, places.base)),
+    }
+}
+
+/// Paths of the machine start at the topology file.
+fn files(files: &topology::Files, base: &Path) -> host::Files {
+    let path = |path: &str| base.join(path).to_string_lossy().into_owned();
+    let bind = |b: &topology::Bind| host::Bind { source: path(&b.source), destination: b.destination.clone(), read_only: b.read_only };
+    host::Files {
+        root: files.root.as_deref().map(path).unwrap_or_default(),
+        binds: files.binds.iter().map(bind).collect(),
+        env: files.env.clone().into_iter().collect(),
+        workdir: files.workdir.clone().unwrap_or_default(),
+        user: files.user.clone().unwrap_or_default(),
     }
 }
 
@@ -353,10 +370,9 @@ pub fn program(run: &topology::Run, base: &Path) -> host::ExecStart {
     host::ExecStart {
         builtin: run.builtin.clone().unwrap_or_default(),
         argv: run.argv.clone(),
-        env: run.env.clone().into_iter().collect(),
+        set_env: run.env.clone().into_iter().collect(),
         cwd: base.to_string_lossy().into_owned(),
-        tty: false,
-        size: None,
+        ..host::ExecStart::default()
     }
 }
 

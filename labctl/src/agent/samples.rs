@@ -1,7 +1,7 @@
 //! Topologies for tests, built by hand.
 
 use crate::agent::routes::Route;
-use ringlab_proto::topology::{Impairment, Interface, Kind, Link, Medium, NicParams, Node, Placement, Poll, RouteSpec, Topology};
+use ringlab_proto::topology::{Files, Impairment, Interface, Kind, Link, Medium, NicParams, Node, Placement, Poll, RouteSpec, Topology};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -35,6 +35,7 @@ impl Sample {
             cpus: 1,
             run: Vec::new(),
             sysctls: BTreeMap::new(),
+            files: Files::default(),
             nic: NicParams { queues: 1, rx_ring: 512, tx_ring: 512, rx_usecs: 0, rx_frames: 0, irq_affinity: Vec::new(), txqueuelen: 1000 },
             routes: Vec::new(),
             udp_backlog: false,

@@ -281,7 +281,8 @@ impl Maker {
         let log = self.lab.run_dir.join(format!("program-{}-{position}.log", node.name));
         self.lab.journal([Record::Announce { key: key.clone(), log: Some(log.clone()) }])?;
         let mut command = Command::new(name);
-        command.args(arguments).envs(&start.env).current_dir(&start.cwd).process_group(0).stdin(Stdio::null());
+        let dir = if linux.files.workdir.is_empty() { &start.cwd } else { &linux.files.workdir };
+        command.args(arguments).envs(&linux.files.env).envs(&start.set_env).current_dir(dir).process_group(0).stdin(Stdio::null());
         let (hosts, log_path, cpu) = (hosts_path(&self.lab.run_dir, &node.name), log.clone(), node.cpu);
         let spawned = netns::inside_as_host(&linux.netns, hosts, move || {
             let log = OpenOptions::new().create(true).append(true).mode(0o600).open(log_path)?;

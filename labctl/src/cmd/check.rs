@@ -90,7 +90,7 @@ struct Results<'a> {
 /// Runs the checks of a lab that is up.
 pub async fn check(args: CheckArgs, format: Format) -> CliResult {
     let lab = client::inspect(args.lab.as_deref()).await?;
-    let topology = TopologyFile::read(&Path::new(&lab.run_dir).join(TOPOLOGY))?.topology;
+    let topology = TopologyFile::read_text(&Path::new(&lab.run_dir).join(TOPOLOGY))?.topology;
     let base = Path::new(&lab.path).parent().unwrap_or(Path::new("/")).to_path_buf();
     let client = connect_to_labs(Some(&lab.name)).await?;
     let results = run_checks(client, &topology, &base, &args.how, format).await;
@@ -175,7 +175,7 @@ fn command(check: &Check) -> String {
 
 async fn run_check(client: &mut Client, topology: &Topology, check: &Check, base: &Path, result: &mut CheckResult) -> CliResult<u8> {
     let mut program = program(&check.run, base);
-    program.env = environment().into_iter().chain(program.env).collect();
+    program.env = environment().into_iter().collect();
     let start = ExecStart { lab: topology.name.clone(), node: check.on.clone(), program: Some(program) };
     let inputs = [exec_input::Kind::Start(start), exec_input::Kind::StdinEof(true)];
     // The stream of inputs stays open: its end would mean that the caller has gone.

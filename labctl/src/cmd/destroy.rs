@@ -25,7 +25,7 @@ pub struct Args {
 /// Takes labs down.
 pub async fn run(args: Args, format: Format) -> CliResult {
     let lab = match &args.lab {
-        Some(file) if is_file_name(file) => TopologyFile::read(Path::new(file))?.topology.name,
+        Some(file) if is_file_name(file) => TopologyFile::read_text(Path::new(file))?.topology.name,
         Some(name) => name.clone(),
         None => String::new(),
     };

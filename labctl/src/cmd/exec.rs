@@ -1,13 +1,15 @@
-//! `labctl exec [-l LAB] NODE [--builtin NAME] -- PROGRAM ARG…`
+//! `labctl exec [-l LAB] [-e NAME=VALUE] [-w DIR] [-u USER] NODE [--builtin NAME] -- PROGRAM ARG…`
 
 use crate::client::connect_to_labs;
 use crate::error::{CliError, CliResult};
 use crate::exit;
+use ringlab_proto::account::UserSpec;
 use ringlab_proto::agent::{ExecInput, ExecStart, exec_input};
 use ringlab_proto::host::{self, exec_output};
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
+use std::path::PathBuf;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio_stream::StreamExt;
@@ -34,6 +36,15 @@ pub struct Args {
     /// Give the program a terminal; standard input must be one.
     #[arg(short, long, conflicts_with = "builtin")]
     pub tty: bool,
+    /// A variable for the program's environment; without a value: as it is here.
+    #[arg(short, long, value_name = "NAME[=VALUE]", conflicts_with = "builtin", value_parser = variable)]
+    pub env: Vec<(String, Option<String>)>,
+    /// Directory in which it starts, in the node's root.
+    #[arg(short, long, value_name = "DIR")]
+    pub workdir: Option<PathBuf>,
+    /// Whom it runs as, of the node's users.
+    #[arg(short, long, value_name = "USER[:GROUP]", conflicts_with = "builtin", value_parser = user)]
+    pub user: Option<String>,
     /// Program and arguments; with --builtin its arguments only.
     #[arg(last = true, value_name = "PROGRAM ARG")]
     pub argv: Vec<String>,
@@ -44,12 +55,18 @@ pub async fn run(args: Args) -> CliResult {
     if args.builtin.is_none() && args.argv.is_empty() {
         return Err(CliError::usage("exec: name a program after `--`, or a built-in one with --builtin"));
     }
+    let cwd = std::env::current_dir().unwrap_or_default();
+    // Whatever is not here is not there either, as in `docker exec`.
+    let set_env = args.env.into_iter().filter_map(|(name, value)| Some((name.clone(), value.or_else(|| std::env::var(name).ok())?)));
     let terminal = if args.tty { Some(Terminal::raw()?) } else { None };
     let program = host::ExecStart {
         builtin: args.builtin.unwrap_or_default(),
         argv: args.argv,
         env: environment().into_iter().collect(),
-        cwd: std::env::current_dir().map(|dir| dir.to_string_lossy().into_owned()).unwrap_or_default(),
+        cwd: cwd.to_string_lossy().into_owned(),
+        set_env: set_env.collect(),
+        workdir: args.workdir.map(|dir| cwd.join(dir).to_string_lossy().into_owned()).unwrap_or_default(),
+        user: args.user.unwrap_or_default(),
         tty: args.tty,
         size: terminal.as_ref().and_then(Terminal::size),
     };
@@ -88,6 +105,18 @@ pub async fn run(args: Args) -> CliResult {
             None => return Err(CliError::failed("the node went away before the program ended")),
         }
     }
+}
+
+fn variable(text: &str) -> Result<(String, Option<String>), String> {
+    let (name, value) = match text.split_once('=') {
+        Some((name, value)) => (name, Some(value.to_owned())),
+        None => (text, None),
+    };
+    if name.is_empty() { Err("a variable has a name".to_owned()) } else { Ok((name.to_owned(), value)) }
+}
+
+fn user(text: &str) -> Result<String, String> {
+    text.parse::<UserSpec>().map(|_| text.to_owned()).map_err(|error| error.to_string())
 }
 
 /// labctl's own environment, as far as it is text.

@@ -37,7 +37,7 @@ pub async fn run(args: Args) -> CliResult {
         Some(file) if is_file_name(file) => PathBuf::from(file),
         lab => Path::new(&client::inspect(lab).await?.run_dir).join(TOPOLOGY),
     };
-    let topology = TopologyFile::read(&path)?.topology;
+    let topology = TopologyFile::read_text(&path)?.topology;
     print(&match args.language {
         Language::Mermaid => mermaid(&topology),
         Language::Dot => dot(&topology),

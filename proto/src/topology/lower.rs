@@ -1,28 +1,32 @@
 //! From the file as written to a [`Topology`]: names resolved, units read, limits checked.
 
 use super::address::{self, End};
+use super::files;
 use super::problem::{Problem, nearest};
 use super::raw::{self, OrderedMap, Scalar};
 use super::units::{self, BadUnit};
 use super::{Check, Impairment, Interface, Kind, Link, Medium, NicParams, Node, Placement, Poll, RouteSpec, Run, Topology};
 use serde_saphyr::{Location, Spanned};
 use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
 use std::time::Duration;
 
 /// Longest interface name (`IFNAMSIZ` - 1).
 const MAX_IFNAME: usize = 15;
 
-pub(super) fn lower(file: raw::File) -> Result<Topology, Vec<Problem>> {
-    let mut l = Lower { problems: Vec::new() };
+/// With `base`, the directory of the file, the paths in it are looked at.
+pub(super) fn lower(file: raw::File, base: Option<&Path>) -> Result<Topology, Vec<Problem>> {
+    let mut l = Lower { problems: Vec::new(), base };
     let topology = l.file(&file);
     if l.problems.is_empty() { Ok(topology) } else { Err(l.problems) }
 }
 
-struct Lower {
+struct Lower<'a> {
     problems: Vec<Problem>,
+    base: Option<&'a Path>,
 }
 
-impl Lower {
+impl Lower<'_> {
     fn file(&mut self, file: &raw::File) -> Topology {
         self.lab_name(&file.name);
         let nodes_map = &file.nodes.value.0;
@@ -104,6 +108,7 @@ impl Lower {
             cpus,
             run: raw.run.iter().filter_map(|r| self.run(&r.0)).collect(),
             sysctls: self.sysctls(&raw.sysctls),
+            files: files::lower(raw, self.base, &mut self.problems),
             nic,
             routes: raw.routes.iter().filter_map(|r| self.route(r)).collect(),
             udp_backlog: raw.kernel.as_ref().is_some_and(|k| k.value.udp_backlog),
@@ -127,6 +132,11 @@ impl Lower {
             ("cpus", raw.cpus.as_ref().map(|c| c.referenced), emulated),
             ("run", raw.run.first().map(|r| r.0.referenced), emulated || kind == raw::Kind::Linux),
             ("sysctls", first_sysctl, emulated),
+            ("root", raw.root.as_ref().map(|r| r.referenced), emulated),
+            ("binds", raw.binds.first().map(|b| b.referenced), emulated),
+            ("user", raw.user.as_ref().map(|u| u.referenced), emulated),
+            ("env", raw.env.0.first().map(|(k, _)| k.referenced), kind != raw::Kind::Switch),
+            ("workdir", raw.workdir.as_ref().map(|w| w.referenced), kind != raw::Kind::Switch),
             ("nic", raw.nic.as_ref().map(|n| n.referenced), kind != raw::Kind::Linux),
             ("routes", raw.routes.first().map(|r| r.to.referenced), kind != raw::Kind::Switch),
             ("kernel", raw.kernel.as_ref().map(|k| k.referenced), emulated),

@@ -5,6 +5,7 @@
 //! is wrong comes back as [`Problem`]s that point into the file.
 
 mod address;
+mod files;
 mod lower;
 mod problem;
 mod raw;
@@ -12,33 +13,46 @@ mod raw;
 mod tests;
 mod units;
 
+pub use files::{Bind, Files, read_in};
 pub use problem::{Problem, Problems};
 pub use units::{BadUnit, probability, rate, time};
 
 use ipnet::Ipv4Net;
 use serde_saphyr::{Error, Options};
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::time::Duration;
 
 /// Octets of the largest file that is read.
 pub const MAX_FILE: u64 = 4 << 20;
 
 /// Fields that the design names and that are not built yet: the error says so.
-const NOT_YET: &[&str] =
-    &["jitter", "reorder", "duplicate", "corrupt", "gilbert-elliott", "container", "root", "binds", "user", "workdir", "env"];
+const NOT_YET: &[&str] = &["jitter", "reorder", "duplicate", "corrupt", "gilbert-elliott", "container"];
 
 /// Reads and validates a topology. `file_name` is for messages.
 ///
 /// # Errors
 /// Everything that is wrong with the file; nothing has been started.
 pub fn parse(file_name: &str, text: &str) -> Result<Topology, Problems> {
+    read(file_name, text, None)
+}
+
+/// As [`parse`], and looks at the paths that the file names: those of a file in the directory `base`.
+///
+/// # Errors
+/// As [`parse`]; a path that is not there is a mistake.
+pub fn parse_in(file_name: &str, text: &str, base: &Path) -> Result<Topology, Problems> {
+    read(file_name, text, Some(base))
+}
+
+fn read(file_name: &str, text: &str, base: Option<&Path>) -> Result<Topology, Problems> {
     let fail = |problems| Problems::new(file_name, text, problems);
     if text.len() as u64 > MAX_FILE {
         let what = format!("the file has {} MiB; a topology has at most {} MiB", text.len() >> 20, MAX_FILE >> 20);
         return Err(Problems::new(file_name, "", vec![Problem::of_file(what)]));
     }
     let raw: raw::File = serde_saphyr::from_str_with_options(text, options()).map_err(|e| fail(vec![explain(&e)]))?;
-    lower::lower(raw).map_err(fail)
+    lower::lower(raw, base).map_err(fail)
 }
 
 /// The JSON Schema of a topology file, for editors.
@@ -170,6 +184,8 @@ pub struct Node {
     pub run: Vec<Run>,
     /// Sysctls, `net.ipv4.…`.
     pub sysctls: BTreeMap<String, String>,
+    /// What its programs see of the machine's files, and as whom they run.
+    pub files: Files,
     /// NIC parameters, of all its interfaces.
     pub nic: NicParams,
     /// Static routes beside those derived from the links.

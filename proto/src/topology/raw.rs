@@ -83,6 +83,18 @@ pub struct Node {
     /// Sysctls by name.
     #[serde(default)]
     pub sysctls: OrderedMap<Scalar>,
+    /// What the programs see as `/`: a directory, relative to the topology file. Default: the machine's.
+    pub root: Option<Placed<String>>,
+    /// What the programs see elsewhere: "SOURCE:DESTINATION", with ":ro" read-only. Sources are relative to the topology file.
+    #[serde(default)]
+    pub binds: Vec<Placed<String>>,
+    /// Environment of all programs of the node.
+    #[serde(default)]
+    pub env: OrderedMap<Scalar>,
+    /// Directory in which programs start: an absolute path in the node's root.
+    pub workdir: Option<Placed<String>>,
+    /// Whom programs run as: a name, or "uid:gid".
+    pub user: Option<Placed<Scalar>>,
     /// Its interfaces' hardware.
     pub nic: Option<Placed<Nic>>,
     /// Static routes.

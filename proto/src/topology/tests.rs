@@ -177,3 +177,70 @@ proptest::proptest! {
         let _ = parse("lab.yaml", text.get(..cut.min(text.len())).unwrap_or(""));
     }
 }
+
+fn host(fields: &str) -> String {
+    format!("name: t\nnodes:\n  h:\n    {}\n", fields.replace('\n', "\n    "))
+}
+
+#[test]
+fn files_of_a_node_are_read() {
+    let t = ok(&host("root: rootfs\nbinds: [\"./a:/srv//a\", \"/b:/b:ro\"]\nenv: {A: 1, B: \"x y\"}\nworkdir: /srv\nuser: 1000:5"));
+    let bind = |source: &str, destination: &str, read_only| Bind { source: source.into(), destination: destination.into(), read_only };
+    let want = Files {
+        root: Some("rootfs".into()),
+        binds: vec![bind("./a", "/srv/a", false), bind("/b", "/b", true)],
+        env: [("A".to_owned(), "1".to_owned()), ("B".into(), "x y".into())].into(),
+        workdir: Some("/srv".into()),
+        user: Some("1000:5".into()),
+    };
+    assert_eq!(t.nodes[0].files, want);
+    assert_eq!(ok("name: t\nnodes: {l: {kind: linux, env: {A: b}, workdir: /}}\n").nodes[0].files.workdir.as_deref(), Some("/"));
+}
+
+#[test]
+fn mistakes_in_files_of_a_node_say_what_to_write() {
+    let cases = [
+        ("root: \"\"", "4:11: `root` names no directory"),
+        ("binds: [a]", "4:13: `a` is not a bind | binds: [\"./conf:/etc/app:ro\"]"),
+        ("binds: [\"a:/b:rw:x\"]", "4:13: `a:/b:rw:x` is not a bind"),
+        ("binds: [\"a:/b:zz\"]", "4:13: `zz` is not an option of a bind"),
+        ("binds: [\"a:b\"]", "4:13: `b` cannot be the destination"),
+        ("binds: [\"a:/\"]", "4:13: `/` cannot be the destination"),
+        ("binds: [\"a:/x/../y\"]", "4:13: `/x/../y` cannot be the destination"),
+        ("binds: [\"a:/x\", \"b:/x/\"]", "4:21: `/x` is bound twice"),
+        ("workdir: srv", "4:14: `srv` is not an absolute path"),
+        ("user: \"a b\"", "4:11: `a b` is neither a user's name nor a number"),
+        ("env: {\"A=B\": c}", "4:11: `A=B` cannot be a variable"),
+    ];
+    for (fields, want) in cases {
+        let found = bad(&host(fields));
+        assert!(found[0].starts_with(&format!("lab.yaml:{want}")), "{fields}: {found:?}");
+    }
+    assert!(bad("name: t\nnodes: {s: {kind: switch, env: {A: b}}}\n")[0].contains("has no `env`"));
+    assert!(bad("name: t\nnodes: {s: {kind: linux, root: x}}\n")[0].contains("has no `root`"));
+}
+
+#[test]
+fn paths_that_are_not_there_are_mistakes_where_the_file_is_known() {
+    let base = std::env::temp_dir().join(format!("ringlab-topology-{}", std::process::id()));
+    std::fs::create_dir_all(base.join("root/etc")).expect("a fresh directory");
+    std::fs::write(base.join("root/etc/passwd"), "web:x:33:33::/srv:/bin/sh\n").expect("written");
+    std::os::unix::fs::symlink("/etc", base.join("root/conf")).expect("linked");
+    let look = |fields: &str| match parse_in("lab.yaml", &host(fields), &base) {
+        Ok(_) => String::new(),
+        Err(problems) => problems.lines().next().unwrap_or_default(),
+    };
+    assert_eq!(look("root: root\nbinds: [\"root:/made\"]\nworkdir: /made/x\nuser: web"), "");
+    assert_eq!(look("root: root\nworkdir: /conf"), "", "a link leads within the root");
+    assert!(look("root: nothing").starts_with("lab.yaml:4:11: there is no directory"));
+    assert!(look("root: root/etc/passwd").contains("is not a directory"));
+    assert!(look("root: root\nbinds: [\"none:/x\"]").starts_with("lab.yaml:5:13: there is no "));
+    assert!(look("binds: [\"root:/no/such/place\"]").contains("this machine has no /no/such/place to bind over"));
+    assert!(look("root: root\nbinds: [\"root:/etc/passwd\"]").contains("is a directory, /etc/passwd is a file"));
+    assert!(look("root: root\nworkdir: /srv").contains("there is no directory /srv in"));
+    assert!(look("root: root\nuser: www").contains("there is no user `www` in"));
+    assert_eq!(look("root: root\nuser: 4711"), "");
+    // A lab that is up is read again without them.
+    assert!(parse("lab.yaml", &host("root: nothing")).is_ok());
+    std::fs::remove_dir_all(&base).expect("removed");
+}
