@@ -31,9 +31,11 @@ pub struct Place {
 /// The places of a host.
 pub struct Places {
     files: FilesSpec,
-    /// By the user and group that programs see themselves as.
-    made: Mutex<BTreeMap<Option<(u32, u32)>, Arc<Namespaces>>>,
+    made: Mutex<Made>,
 }
+
+/// By the user and group that programs see themselves as.
+type Made = BTreeMap<Option<(u32, u32)>, Arc<Namespaces>>;
 
 /// How a program gets its user.
 #[derive(Debug, PartialEq, Eq)]
