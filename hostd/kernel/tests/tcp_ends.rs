@@ -367,6 +367,25 @@ fn segments_that_arrive_during_a_long_call_wait_in_the_backlog() {
 }
 
 #[test]
+fn segments_of_a_backlog_that_gro_has_left_apart_are_joined_there() {
+    let (mut lab, b, data, mut frames) = waiting(12, 600_000, 9_000);
+    for frame in frames.iter_mut().filter(|f| f.flags() & 8 == 0) {
+        // PSH ends what GRO merges. The checksum follows.
+        let t = frame.transport();
+        frame.bytes[t + 13] |= 8;
+        let sum = u32::from(!u16::from_be_bytes([frame.bytes[t + 16], frame.bytes[t + 17]])) + 8;
+        frame.bytes[t + 16..t + 18].copy_from_slice(&(!((sum + (sum >> 16)) as u16)).to_be_bytes());
+    }
+    let count = frames.len() as u64;
+    assert!(count > 2);
+    let got = owned_receive(&mut lab, b, &frames, data.len());
+    assert!(got == data, "all octets, in order");
+    let counts = [Mib::TCPBacklogQueued, Mib::TCPBacklogCoalesce, Mib::TcpInErrs].map(|c| mib(&lab, B, c));
+    assert_eq!(counts, [count, count - 1, 0], "{}", counters(&lab, B));
+    assert_eq!(lab.hosts[B].kernel.stats().copies.get(ringlab_counters::CopyKind::Other), 0);
+}
+
+#[test]
 fn full_backlog_drops_and_counts() {
     let (mut lab, b, data, frames) = waiting(13, 600_000, 1_000);
     // Twice the receive buffer is the limit (`tcp_add_backlog`): this many copies are beyond it.

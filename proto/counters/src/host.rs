@@ -7,7 +7,7 @@ counters! {
     /// The SNMP and netstat counters, `GROUP.Name` as nstat would join them.
     pub enum Mib, MibCounters {
         IpInReceives = "Ip.InReceives", IpInHdrErrors = "Ip.InHdrErrors", IpInAddrErrors = "Ip.InAddrErrors",
-        IpForwDatagrams = "Ip.ForwDatagrams", IpInUnknownProtos = "Ip.InUnknownProtos", IpInDiscards = "Ip.InDiscards",
+        IpForwDatagrams = "Ip.ForwDatagrams", IpInUnknownProtos = "Ip.InUnknownProtos",
         IpInDelivers = "Ip.InDelivers", IpOutRequests = "Ip.OutRequests", IpOutDiscards = "Ip.OutDiscards",
         IpOutNoRoutes = "Ip.OutNoRoutes", IpReasmTimeout = "Ip.ReasmTimeout", IpReasmReqds = "Ip.ReasmReqds",
         IpReasmOKs = "Ip.ReasmOKs", IpReasmFails = "Ip.ReasmFails", IpFragOKs = "Ip.FragOKs", IpFragFails = "Ip.FragFails",
@@ -24,7 +24,7 @@ counters! {
         UdpInDatagrams = "Udp.InDatagrams", UdpNoPorts = "Udp.NoPorts", UdpInErrors = "Udp.InErrors", UdpOutDatagrams = "Udp.OutDatagrams",
         UdpRcvbufErrors = "Udp.RcvbufErrors", UdpSndbufErrors = "Udp.SndbufErrors", UdpInCsumErrors = "Udp.InCsumErrors",
         SyncookiesSent = "TcpExt.SyncookiesSent", SyncookiesRecv = "TcpExt.SyncookiesRecv", SyncookiesFailed = "TcpExt.SyncookiesFailed",
-        EmbryonicRsts = "TcpExt.EmbryonicRsts", TW = "TcpExt.TW", TWKilled = "TcpExt.TWKilled", PAWSActive = "TcpExt.PAWSActive", PAWSEstab = "TcpExt.PAWSEstab", DelayedACKs = "TcpExt.DelayedACKs",
+        EmbryonicRsts = "TcpExt.EmbryonicRsts", TW = "TcpExt.TW", TWKilled = "TcpExt.TWKilled", PAWSActive = "TcpExt.PAWSActive", PAWSEstab = "TcpExt.PAWSEstab", PAWSOldAck = "TcpExt.PAWSOldAck", PAWSTimewait = "TcpExt.PAWSTimewait", BeyondWindow = "TcpExt.BeyondWindow", DelayedACKs = "TcpExt.DelayedACKs",
         DelayedACKLocked = "TcpExt.DelayedACKLocked", ListenOverflows = "TcpExt.ListenOverflows", ListenDrops = "TcpExt.ListenDrops",
         TCPHPHits = "TcpExt.TCPHPHits", TCPPureAcks = "TcpExt.TCPPureAcks", TCPHPAcks = "TcpExt.TCPHPAcks",
         TCPSackRecovery = "TcpExt.TCPSackRecovery", TCPRenoRecovery = "TcpExt.TCPRenoRecovery", TCPSACKReneging = "TcpExt.TCPSACKReneging",
@@ -36,7 +36,9 @@ counters! {
         TCPRcvQDrop = "TcpExt.TCPRcvQDrop", TCPZeroWindowDrop = "TcpExt.TCPZeroWindowDrop", TCPFromZeroWindowAdv = "TcpExt.TCPFromZeroWindowAdv", TCPToZeroWindowAdv = "TcpExt.TCPToZeroWindowAdv",
         TCPWantZeroWindowAdv = "TcpExt.TCPWantZeroWindowAdv", TCPSynRetrans = "TcpExt.TCPSynRetrans", TCPOrigDataSent = "TcpExt.TCPOrigDataSent",
         TCPDelivered = "TcpExt.TCPDelivered", TCPWinProbe = "TcpExt.TCPWinProbe", TCPKeepAlive = "TcpExt.TCPKeepAlive", TCPSpuriousRtxHostQueues = "TcpExt.TCPSpuriousRtxHostQueues",
-        TCPLossProbeRecovery = "TcpExt.TCPLossProbeRecovery", TCPRcvCoalesce = "TcpExt.TCPRcvCoalesce", PruneCalled = "TcpExt.PruneCalled", RcvPruned = "TcpExt.RcvPruned", OfoPruned = "TcpExt.OfoPruned",
+        TCPACKSkippedSynRecv = "TcpExt.TCPACKSkippedSynRecv", TCPACKSkippedPAWS = "TcpExt.TCPACKSkippedPAWS", TCPACKSkippedSeq = "TcpExt.TCPACKSkippedSeq",
+        TCPACKSkippedFinWait2 = "TcpExt.TCPACKSkippedFinWait2", TCPACKSkippedTimeWait = "TcpExt.TCPACKSkippedTimeWait", TCPACKSkippedChallenge = "TcpExt.TCPACKSkippedChallenge",
+        TCPBacklogCoalesce = "TcpExt.TCPBacklogCoalesce", TCPMinTTLDrop = "TcpExt.TCPMinTTLDrop", TCPLossProbeRecovery = "TcpExt.TCPLossProbeRecovery", TCPRcvCoalesce = "TcpExt.TCPRcvCoalesce", PruneCalled = "TcpExt.PruneCalled", RcvPruned = "TcpExt.RcvPruned", OfoPruned = "TcpExt.OfoPruned",
         OutOfWindowIcmps = "TcpExt.OutOfWindowIcmps", TCPReqQFullDoCookies = "TcpExt.TCPReqQFullDoCookies", TCPReqQFullDrop = "TcpExt.TCPReqQFullDrop",
         IpExtInOctets = "IpExt.InOctets", IpExtOutOctets = "IpExt.OutOctets", IpExtInBcastPkts = "IpExt.InBcastPkts", IpExtInMcastPkts = "IpExt.InMcastPkts",
         GroMerged = "Gro.Merged", GroHeld = "Gro.Held", ArpInRequests = "Arp.InRequests", ArpInReplies = "Arp.InReplies", ArpOutRequests = "Arp.OutRequests", ArpOutReplies = "Arp.OutReplies",
@@ -48,8 +50,7 @@ counters! {
     pub enum Netdev, NetdevCounters {
         RxPackets = "rx_packets", TxPackets = "tx_packets", RxBytes = "rx_bytes", TxBytes = "tx_bytes",
         RxErrors = "rx_errors", TxErrors = "tx_errors", RxDropped = "rx_dropped", TxDropped = "tx_dropped",
-        RxMissed = "rx_missed_errors", RxOverErrors = "rx_over_errors", RxCrcErrors = "rx_crc_errors", RxFrameErrors = "rx_frame_errors",
-        RxLengthErrors = "rx_length_errors", Multicast = "multicast", TxCarrierErrors = "tx_carrier_errors",
+        RxFrameErrors = "rx_frame_errors", RxLengthErrors = "rx_length_errors", Multicast = "multicast",
         QdiscDropped = "qdisc_dropped", QdiscRequeues = "qdisc_requeues", TxQueueStopped = "tx_queue_stopped",
         CarrierUp = "carrier_up_count", CarrierDown = "carrier_down_count",
     }
@@ -68,16 +69,16 @@ counters! {
     /// Why a packet was dropped (Linux `enum skb_drop_reason`).
     pub enum DropReason, DropCounters {
         NotSpecified = "NOT_SPECIFIED", NoSocket = "NO_SOCKET", PktTooSmall = "PKT_TOO_SMALL", TcpCsum = "TCP_CSUM",
-        SocketRcvbuff = "SOCKET_RCVBUFF", SocketBacklog = "SOCKET_BACKLOG", SocketFilter = "SOCKET_FILTER", SocketClose = "SOCKET_CLOSE",
-        UdpCsum = "UDP_CSUM", IcmpCsum = "ICMP_CSUM", NetfilterDrop = "NETFILTER_DROP", OtherHost = "OTHERHOST", IpCsum = "IP_CSUM", IpInHdr = "IP_INHDR",
+        SocketRcvbuff = "SOCKET_RCVBUFF", SocketBacklog = "SOCKET_BACKLOG", SocketFilter = "SOCKET_FILTER",
+        UdpCsum = "UDP_CSUM", IcmpCsum = "ICMP_CSUM", OtherHost = "OTHERHOST", IpCsum = "IP_CSUM", IpInHdr = "IP_INHDR",
         IpInNoRoutes = "IP_IN_NOROUTES", IpOutNoRoutes = "IP_OUTNOROUTES", IpRpFilter = "IP_RPFILTER", IpNoProto = "IP_NOPROTO", IpInvalidSource = "IP_INVALID_SOURCE", IpLocalSource = "IP_LOCAL_SOURCE", IpInvalidDest = "IP_INVALID_DEST",
-        IpTtlExceeded = "IP_TTL_EXCEEDED", TcpZeroWindow = "TCP_ZEROWINDOW", TcpOldData = "TCP_OLD_DATA", TcpOverWindow = "TCP_OVERWINDOW", TcpOfoMerge = "TCP_OFOMERGE",
-        TcpRfc7323Paws = "TCP_RFC7323_PAWS", TcpInvalidSequence = "TCP_INVALID_SEQUENCE", TcpInvalidEndSequence = "TCP_INVALID_END_SEQUENCE", TcpReset = "TCP_RESET", TcpInvalidSyn = "TCP_INVALID_SYN",
-        TcpClose = "TCP_CLOSE", TcpOldAck = "TCP_OLD_ACK", TcpTooOldAck = "TCP_TOO_OLD_ACK", TcpAckUnsentData = "TCP_ACK_UNSENT_DATA", TcpOfoQueuePrune = "TCP_OFO_QUEUE_PRUNE", TcpOfoDrop = "TCP_OFO_DROP", TcpFlags = "TCP_FLAGS",
-        TcpAbortOnData = "TCP_ABORT_ON_DATA", TcpFastopen = "TCP_FASTOPEN", TcpListenOverflow = "TCP_LISTEN_OVERFLOW", TcpBadHeader = "TCP_BAD_HEADER",
+        IpTtlExceeded = "IP_TTL_EXCEEDED", TcpZeroWindow = "TCP_ZEROWINDOW", TcpOldData = "TCP_OLD_DATA", TcpOldSequence = "TCP_OLD_SEQUENCE", TcpOverWindow = "TCP_OVERWINDOW", TcpOfoMerge = "TCP_OFOMERGE",
+        TcpRfc7323Paws = "TCP_RFC7323_PAWS", TcpRfc7323PawsAck = "TCP_RFC7323_PAWS_ACK", TcpRfc7323TwPaws = "TCP_RFC7323_TW_PAWS", TcpInvalidSequence = "TCP_INVALID_SEQUENCE", TcpInvalidEndSequence = "TCP_INVALID_END_SEQUENCE", TcpReset = "TCP_RESET", TcpInvalidSyn = "TCP_INVALID_SYN",
+        TcpClose = "TCP_CLOSE", TcpOldAck = "TCP_OLD_ACK", TcpTooOldAck = "TCP_TOO_OLD_ACK", TcpAckUnsentData = "TCP_ACK_UNSENT_DATA", TcpOfoQueuePrune = "TCP_OFO_QUEUE_PRUNE", TcpOfoDrop = "TCP_OFO_DROP", TcpFlags = "TCP_FLAGS", TcpMinTtl = "TCP_MINTTL",
+        TcpAbortOnData = "TCP_ABORT_ON_DATA", TcpListenOverflow = "TCP_LISTEN_OVERFLOW", TcpBadHeader = "TCP_BAD_HEADER",
         NeighCreateFail = "NEIGH_CREATEFAIL", NeighFailed = "NEIGH_FAILED", NeighQueueFull = "NEIGH_QUEUEFULL", NeighDead = "NEIGH_DEAD",
         QdiscDrop = "QDISC_DROP", QueuePurge = "QUEUE_PURGE", CpuBacklog = "CPU_BACKLOG", UnhandledProto = "UNHANDLED_PROTO", HdrTrunc = "HDR_TRUNC", NoMem = "NOMEM",
-        FragReasmTimeout = "FRAG_REASM_TIMEOUT", FragTooFar = "FRAG_TOO_FAR", FragOverlap = "DUP_FRAG", FragTooBig = "PKT_TOO_BIG", DevReady = "DEV_READY", DevHdr = "DEV_HDR",
+        FragReasmTimeout = "FRAG_REASM_TIMEOUT", FragTooFar = "FRAG_TOO_FAR", FragOverlap = "DUP_FRAG", FragTooBig = "PKT_TOO_BIG", DevReady = "DEV_READY",
         IcmpParam = "ICMP_PARAM", IcmpBadHeader = "ICMP_BAD_HEADER", ArpBadHeader = "ARP_BAD_HEADER", EtherBadHeader = "ETHER_BAD_HEADER", UdpBadHeader = "UDP_BAD_HEADER", ArpIgnored = "ARP_IGNORED", GsoBad = "GSO_BAD",
     }
 }

@@ -10,7 +10,7 @@ use super::sysctl::TcpSysctl;
 use crate::Kernel;
 use crate::errno::Errno;
 use crate::hash::KeyedState;
-use crate::skb::Frag;
+use crate::skb::{Frag, SkBuff};
 use crate::sock::{Sock, SockId};
 use crate::time::Instant;
 use alloc::boxed::Box;
@@ -20,6 +20,7 @@ use core::net::Ipv4Addr;
 use core::time::Duration;
 use hashbrown::HashMap;
 use rand_core::Rng;
+use ringlab_counters::Mib;
 use rustc_hash::FxBuildHasher;
 
 /// A connection's addresses in one word.
@@ -456,12 +457,16 @@ impl Kernel {
     }
 
     /// True if an answer to an out-of-window segment may go out now (Linux `tcp_oow_rate_limited`).
-    /// Segments with data, and SYNs, are always answered.
-    pub(crate) fn tcp_oow_allowed(&self, last: &mut Option<Instant>, has_data: bool, flags: u8) -> bool {
-        if has_data && flags & flag::SYN == 0 {
-            return true;
-        }
+    /// Segments with data, unless they are SYNs, always are. `skipped` counts the answers that are not sent.
+    pub(crate) fn tcp_oow_allowed(&mut self, last: &mut Option<Instant>, skb: &SkBuff, skipped: Mib) -> bool {
+        let cb = &skb.tcp;
+        cb.seq != cb.end_seq && cb.flags & flag::SYN == 0 || self.tcp_answer_due(last, skipped)
+    }
+
+    /// True if the last answer is `tcp_invalid_ratelimit` ago (Linux `__tcp_oow_rate_limited`).
+    pub(crate) fn tcp_answer_due(&mut self, last: &mut Option<Instant>, skipped: Mib) -> bool {
         if last.is_some_and(|l| self.now.since(l) < self.tcp.sysctl.invalid_ratelimit) {
+            self.mib.inc(skipped);
             return false;
         }
         *last = Some(self.now);

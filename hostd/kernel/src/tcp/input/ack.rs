@@ -342,7 +342,7 @@ impl Kernel {
     /// RFC 5961: an ACK that makes an honest peer repeat itself (Linux `tcp_send_challenge_ack`).
     pub(crate) fn tcp_send_challenge_ack(&mut self, sk: &mut Sock) {
         let mut last = sk.tp().last_oow_ack;
-        let ok = self.tcp_oow_allowed(&mut last, false, flag::SYN);
+        let ok = self.tcp_answer_due(&mut last, Mib::TCPACKSkippedChallenge);
         tp!(sk).last_oow_ack = last;
         if ok && self.tcp_challenge_allowed() {
             self.mib.inc(Mib::TCPChallengeACK);
@@ -362,17 +362,24 @@ impl TcpSock {
         self.snd_up = self.snd_up.filter(|up| up.after(ack));
     }
 
+    /// The window that a segment offers, octets.
+    fn window_of(&self, skb: &SkBuff) -> u32 {
+        let shift = if skb.tcp.flags & flag::SYN == 0 { self.rx_opt.snd_wscale } else { 0 };
+        u32::from(skb.tcp.window) << shift
+    }
+
+    /// The segment is not older than the last that set the window (Linux `tcp_may_update_window`).
+    pub(super) fn may_update_window(&self, skb: &SkBuff) -> bool {
+        let (cb, window) = (&skb.tcp, self.window_of(skb));
+        cb.ack_seq.after(self.snd_una) || cb.seq.after(self.snd_wl1) || (cb.seq == self.snd_wl1 && (window > self.snd_wnd || window == 0))
+    }
+
     /// Takes the window if the segment is not older than the last that set it
     /// (RFC 9293 §3.10.7.4; Linux `tcp_ack_update_window`).
     fn ack_update_window(&mut self, skb: &SkBuff) -> bool {
         let cb = &skb.tcp;
-        let mut window = u32::from(cb.window);
-        if cb.flags & flag::SYN == 0 {
-            window <<= self.rx_opt.snd_wscale;
-        }
-        let newer = cb.ack_seq.after(self.snd_una)
-            || cb.seq.after(self.snd_wl1)
-            || (cb.seq == self.snd_wl1 && (window > self.snd_wnd || window == 0));
+        let window = self.window_of(skb);
+        let newer = self.may_update_window(skb);
         if newer {
             self.snd_wl1 = cb.seq;
             if self.snd_wnd != window {

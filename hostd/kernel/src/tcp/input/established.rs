@@ -57,6 +57,7 @@ impl Kernel {
             && cb.ack_seq.at_or_before(tp.snd_nxt)
             && cb.ack_seq.at_or_after(tp.snd_una)
             && u32::from(cb.hdr_len) == tp.header_len()
+            && !cb.end_seq.after(tp.rcv_nxt + tp.receive_window())
             && (!tp.rx_opt.tstamp_ok || (tp.rx_opt.saw_tstamp && tp.paws_check(0)))
     }
 
@@ -75,8 +76,7 @@ impl Kernel {
             return;
         }
         let advances = skb.tcp.ack_seq != tp.snd_una;
-        let window = tp.receive_window();
-        if sk.rmem_alloc.saturating_add(skb.truesize) > sk.rcvbuf || skb.tcp.end_seq - skb.tcp.seq > window {
+        if sk.rmem_alloc.saturating_add(skb.truesize) > sk.rcvbuf {
             let _ = self.tcp_ack(sk, &skb, opts, if advances { AckFlags::DATA } else { AckFlags::SLOWPATH });
             skb.pull(hdr).expect("header was checked");
             self.tcp_data_queue(sk, skb);
@@ -106,26 +106,24 @@ impl Kernel {
         let cb = skb.tcp;
         let rst = cb.flags & flag::RST != 0;
         let tp = sk.tp();
-        if tp.rx_opt.tstamp_ok && tp.rx_opt.saw_tstamp && !rst && tp.paws_discard(skb) {
-            self.mib.inc(Mib::PAWSEstab);
-            self.tcp_dupack_limited(sk, skb);
-            return Err(DropReason::TcpRfc7323Paws);
+        let stamped = tp.rx_opt.tstamp_ok && tp.rx_opt.saw_tstamp && !rst;
+        if let Some(reason) = tp.paws_discard(skb).filter(|_| stamped) {
+            return Err(self.tcp_paws_refused(sk, skb, reason));
         }
-        let tp = sk.tp();
-        let below = cb.end_seq.before(tp.rcv_wup);
-        let above = cb.seq.after(tp.rcv_nxt + tp.receive_window());
-        if below || above {
+        if let Some(reason) = sk.tcp_sequence(skb) {
             if rst {
                 if tp.rst_after_fin(skb) {
                     self.tcp_reset(sk);
                 }
             } else if cb.flags & flag::SYN != 0 {
-                self.mib.inc(Mib::TCPSYNChallenge);
-                self.tcp_send_challenge_ack(sk);
+                self.tcp_syn_challenge(sk);
             } else {
-                self.tcp_dupack_limited(sk, skb);
+                if reason != DropReason::TcpOldSequence {
+                    self.mib.inc(Mib::BeyondWindow);
+                }
+                self.tcp_dupack_limited(sk, skb, Mib::TCPACKSkippedSeq);
             }
-            return Err(if below { DropReason::TcpOldData } else { DropReason::TcpInvalidSequence });
+            return Err(reason);
         }
         if rst {
             // RFC 5961 §3.2: only the exact number resets, else ask.
@@ -145,18 +143,34 @@ impl Kernel {
                 && cb.end_seq == tp.rcv_nxt
                 && cb.ack_seq == tp.snd_nxt;
             if !crossing {
-                self.mib.inc(Mib::TCPSYNChallenge);
-                self.tcp_send_challenge_ack(sk);
+                self.tcp_syn_challenge(sk);
                 return Err(DropReason::TcpInvalidSyn);
             }
         }
         Ok(())
     }
 
-    fn tcp_dupack_limited(&mut self, sk: &mut Sock, skb: &SkBuff) {
+    /// A timestamp that is too old: overtaken ACKs are common and harmless, the rest is answered.
+    fn tcp_paws_refused(&mut self, sk: &mut Sock, skb: &SkBuff, reason: DropReason) -> DropReason {
+        if skb.tcp.flags & flag::SYN != 0 {
+            self.tcp_syn_challenge(sk);
+        } else if reason == DropReason::TcpRfc7323PawsAck {
+            self.mib.inc(Mib::PAWSOldAck);
+        } else {
+            self.mib.inc(Mib::PAWSEstab);
+            self.tcp_dupack_limited(sk, skb, Mib::TCPACKSkippedPAWS);
+        }
+        reason
+    }
+
+    fn tcp_syn_challenge(&mut self, sk: &mut Sock) {
+        self.mib.inc(Mib::TCPSYNChallenge);
+        self.tcp_send_challenge_ack(sk);
+    }
+
+    fn tcp_dupack_limited(&mut self, sk: &mut Sock, skb: &SkBuff, skipped: Mib) {
         let mut last = sk.tp().last_oow_ack;
-        let has_data = skb.tcp.end_seq != skb.tcp.seq;
-        let ok = self.tcp_oow_allowed(&mut last, has_data, skb.tcp.flags);
+        let ok = self.tcp_oow_allowed(&mut last, skb, skipped);
         tp!(sk).last_oow_ack = last;
         if ok {
             self.tcp_send_dupack(sk, skb);
@@ -255,26 +269,46 @@ impl TcpSock {
         }
     }
 
-    /// The timestamp is too old (RFC 7323 §5.3), and the segment is not a harmless
-    /// ACK that was overtaken (Linux `tcp_paws_discard`).
-    fn paws_discard(&self, skb: &SkBuff) -> bool {
+    /// Why the timestamp refuses the segment: it is too old (RFC 7323 §5.3), and the segment is not a duplicate
+    /// ACK that was overtaken by little (Linux `tcp_paws_check`, `tcp_disordered_ack_check`).
+    fn paws_discard(&self, skb: &SkBuff) -> Option<DropReason> {
         if self.paws_check(1) {
-            return false;
+            return None;
         }
         let cb = &skb.tcp;
-        let same_window = u32::from(cb.window) << self.rx_opt.snd_wscale == self.snd_wnd;
+        if cb.flags & flag::ACK == 0 || cb.seq != cb.end_seq {
+            return Some(DropReason::TcpRfc7323Paws);
+        }
+        if cb.seq.before(self.rcv_nxt) {
+            return Some(DropReason::TcpRfc7323PawsAck);
+        }
         let age = self.rx_opt.ts_recent.wrapping_sub(self.rx_opt.rcv_tsval);
-        let disordered_ack = cb.flags & (flag::ACK | flag::SYN | flag::FIN) == flag::ACK
-            && cb.seq == self.rcv_nxt
-            && cb.seq == cb.end_seq
+        let disordered = cb.seq == self.rcv_nxt
             && cb.ack_seq == self.snd_una
-            && same_window
-            && u128::from(age) <= self.rto.as_millis();
-        !disordered_ack
+            && !self.may_update_window(skb)
+            // The peer's clock may tick 1200 times a second.
+            && u128::from(age) <= self.rto.as_millis() * 12 / 10;
+        (!disordered).then_some(DropReason::TcpRfc7323Paws)
     }
 
     /// Some stacks send a RST with the number of their FIN (Linux `tcp_reset_check`).
     fn rst_after_fin(&self, skb: &SkBuff) -> bool {
         skb.tcp.seq == self.rcv_nxt - 1 && matches!(self.state, State::CloseWait | State::LastAck | State::Closing)
+    }
+}
+
+impl Sock {
+    /// Why a segment does not lie in the window; one that only ends beyond it may come into an empty queue (Linux
+    /// `tcp_sequence`).
+    fn tcp_sequence(&self, skb: &SkBuff) -> Option<DropReason> {
+        let (tp, cb) = (self.tp(), &skb.tcp);
+        let end = tp.rcv_nxt + tp.receive_window();
+        if cb.end_seq.before(tp.rcv_wup) {
+            Some(DropReason::TcpOldSequence)
+        } else if cb.seq.after(end) {
+            Some(DropReason::TcpInvalidSequence)
+        } else {
+            (cb.end_seq.after(end) && !self.receive_queue.is_empty()).then_some(DropReason::TcpInvalidEndSequence)
+        }
     }
 }

@@ -153,7 +153,7 @@ impl Kernel {
         let rst = cb.flags & flag::RST != 0;
         let paws = matches!(opts.ts, Some((val, _)) if req.tstamp_ok && (req.ts_recent.wrapping_sub(val) as i32) > 0);
         if cb.seq == req.rcv_isn && cb.flags & (flag::SYN | flag::ACK | flag::RST) == flag::SYN && !paws {
-            self.tcp_syn_again(id);
+            self.tcp_syn_again(id, &skb);
             return self.consume_skb(skb);
         }
         if cb.flags & flag::ACK != 0 && cb.ack_seq != req.snt_isn + 1 {
@@ -163,8 +163,11 @@ impl Kernel {
         let nxt = req.rcv_isn + 1;
         if paws || !cb.seq.segment_in_window(cb.end_seq, nxt, nxt + req.rcv_wnd) {
             let mut last = req.last_oow_ack;
-            if !rst && self.tcp_oow_allowed(&mut last, cb.seq != cb.end_seq, cb.flags) {
+            if !rst && self.tcp_oow_allowed(&mut last, &skb, Mib::TCPACKSkippedSynRecv) {
                 self.tcp_v4_reqsk_send_ack(&req);
+            }
+            if paws {
+                self.mib.inc(Mib::PAWSEstab);
             }
             if let Some(r) = self.tcp.request_mut(id) {
                 r.last_oow_ack = last;
@@ -203,9 +206,9 @@ impl Kernel {
     }
 
     /// The peer did not get our SYN-ACK: again, not too often (Linux `inet_rtx_syn_ack`).
-    fn tcp_syn_again(&mut self, id: u64) {
+    fn tcp_syn_again(&mut self, id: u64, skb: &SkBuff) {
         let Some(mut last) = self.tcp.request_mut(id).map(|r| r.last_oow_ack) else { return };
-        let ok = self.tcp_oow_allowed(&mut last, false, flag::SYN);
+        let ok = self.tcp_oow_allowed(&mut last, skb, Mib::TCPACKSkippedSynRecv);
         if let Some(r) = self.tcp.request_mut(id) {
             r.last_oow_ack = last;
         }
@@ -276,9 +279,9 @@ impl Kernel {
         if let Some(l) = self.socks.get_mut(listener).and_then(|l| l.tp_mut().listen.as_mut()) {
             l.accept_queue.push_back(child);
         }
-        if let Err(skb) = self.tcp_rcv_state_process(sk, skb, opts) {
+        if let Err((skb, reason)) = self.tcp_rcv_state_process(sk, skb, opts) {
             self.tcp_v4_send_reset(&skb);
-            self.kfree_skb(skb, DropReason::TcpFlags);
+            self.kfree_skb(skb, reason);
         }
         if let Some(mut l) = self.socks.take(listener) {
             self.sk_data_ready(&mut l);

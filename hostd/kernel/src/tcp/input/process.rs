@@ -17,12 +17,15 @@ use alloc::boxed::Box;
 use core::time::Duration;
 use ringlab_counters::{DropReason, Mib};
 
+/// A segment that is to be answered with a RST, and why it is dropped.
+pub(crate) type Refused = (Box<SkBuff>, DropReason);
+
 impl Kernel {
     /// Takes a segment in any state but ESTABLISHED, LISTEN and TIME_WAIT.
     ///
     /// # Errors
-    /// The segment, if it is to be answered with a RST.
-    pub(crate) fn tcp_rcv_state_process(&mut self, sk: &mut Sock, skb: Box<SkBuff>, opts: &Options) -> Result<(), Box<SkBuff>> {
+    /// The segment, if it is to be answered with a RST, and why.
+    pub(crate) fn tcp_rcv_state_process(&mut self, sk: &mut Sock, skb: Box<SkBuff>, opts: &Options) -> Result<(), Refused> {
         match sk.tp().state {
             State::Close | State::TimeWait | State::Listen => {
                 self.kfree_skb(skb, DropReason::TcpClose);
@@ -46,7 +49,7 @@ impl Kernel {
         match taken {
             Ok(true) => {}
             Ok(false) if !syn_recv => {}
-            _ if syn_recv => return Err(skb),
+            _ if syn_recv => return Err((skb, taken.err().unwrap_or(DropReason::TcpOldAck))),
             taken => {
                 if taken == Err(DropReason::TcpAckUnsentData) {
                     self.tcp_send_challenge_ack(sk);
@@ -69,7 +72,7 @@ impl Kernel {
     }
 
     /// Fifth: our SYN or FIN may be acknowledged now. `None`: the segment is done with.
-    fn tcp_state_on_ack(&mut self, sk: &mut Sock, skb: Box<SkBuff>) -> Result<Option<Box<SkBuff>>, Box<SkBuff>> {
+    fn tcp_state_on_ack(&mut self, sk: &mut Sock, skb: Box<SkBuff>) -> Result<Option<Box<SkBuff>>, Refused> {
         let all_acked = sk.tp().snd_una == sk.tp().write_seq;
         match sk.tp().state {
             State::SynRecv => {
@@ -115,7 +118,7 @@ impl Kernel {
         }
     }
 
-    fn tcp_fin_wait1_acked(&mut self, sk: &mut Sock, skb: Box<SkBuff>) -> Result<Option<Box<SkBuff>>, Box<SkBuff>> {
+    fn tcp_fin_wait1_acked(&mut self, sk: &mut Sock, skb: Box<SkBuff>) -> Result<Option<Box<SkBuff>>, Refused> {
         self.tcp_set_state(sk, State::FinWait2);
         sk.shutdown |= SEND_SHUTDOWN;
         if !sk.dead {
@@ -130,7 +133,7 @@ impl Kernel {
             // Nobody will read it (RFC 9293 §3.6.1).
             self.mib.inc(Mib::TCPAbortOnData);
             self.tcp_done(sk);
-            return Err(skb);
+            return Err((skb, DropReason::TcpAbortOnData));
         }
         let limit = self.tcp_fin_time(sk);
         if limit > TCP_TIMEWAIT_LEN || fin || sk.owned {
@@ -145,7 +148,7 @@ impl Kernel {
     }
 
     /// Seventh: which states take text.
-    fn tcp_text_by_state(&mut self, sk: &mut Sock, mut skb: Box<SkBuff>) -> Result<(), Box<SkBuff>> {
+    fn tcp_text_by_state(&mut self, sk: &mut Sock, mut skb: Box<SkBuff>) -> Result<(), Refused> {
         let (seq, end) = (skb.tcp.seq, skb.tcp.end_seq);
         match sk.tp().state {
             State::CloseWait | State::Closing | State::LastAck if seq.at_or_after(sk.tp().rcv_nxt) => {
@@ -157,7 +160,7 @@ impl Kernel {
                 if sk.shutdown & RCV_SHUTDOWN != 0 && end != seq && (end - fin).after(sk.tp().rcv_nxt) {
                     self.mib.inc(Mib::TCPAbortOnData);
                     self.tcp_reset(sk);
-                    return Err(skb);
+                    return Err((skb, DropReason::TcpAbortOnData));
                 }
             }
             State::Established => {}

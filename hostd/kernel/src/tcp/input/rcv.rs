@@ -1,11 +1,11 @@
 //! From IP to the socket (Linux `tcp_v4_rcv`).
 
 use crate::Kernel;
-use crate::skb::{Checksum, SkBuff};
+use crate::skb::{Checksum, Gso, PacketType, SkBuff};
 use crate::sock::{Sock, SockId};
 use crate::tcp::hash::Entry;
 use crate::tcp::header::{Header, MAX_TCP_HEADER, Options, TCP_HEADER, flag, pseudo_header_sum};
-use crate::tcp::sock::tp;
+use crate::tcp::sock::{SKB_OVERHEAD, tp};
 use crate::tcp::state::State;
 use crate::trace::Point;
 use alloc::boxed::Box;
@@ -14,6 +14,10 @@ use ringlab_counters::{DropReason, Mib};
 impl Kernel {
     /// Takes a segment from IP: `skb` stands at the TCP header and ends with the payload.
     pub(crate) fn tcp_v4_rcv(&mut self, mut skb: Box<SkBuff>) {
+        if skb.pkt_type != PacketType::Host {
+            // Nobody opens a connection with all or many (RFC 9293 §3.10.7, MUST-57), and none is reset for it.
+            return self.kfree_skb(skb, DropReason::NotSpecified);
+        }
         self.mib.inc(Mib::TcpInSegs);
         if let Err(reason) = self.tcp_parse(&mut skb) {
             self.mib.inc(Mib::TcpInErrs);
@@ -88,7 +92,12 @@ impl Kernel {
 
     fn tcp_rcv_sock(&mut self, id: SockId, skb: Box<SkBuff>) {
         let Some(mut sk) = self.socks.take(id) else { return self.kfree_skb(skb, DropReason::NoSocket) };
-        if sk.owned {
+        if skb.ip.ttl < sk.inet.min_ttl {
+            self.mib.inc(Mib::TCPMinTTLDrop);
+            self.kfree_skb(skb, DropReason::TcpMinTtl);
+        } else if sk.filter.is_some() && !self.tcp_filter(&mut sk, &skb) {
+            self.kfree_skb(skb, DropReason::SocketFilter);
+        } else if sk.owned {
             self.tcp_add_backlog(&mut sk, skb);
         } else {
             self.tcp_v4_do_rcv(&mut sk, skb);
@@ -97,14 +106,22 @@ impl Kernel {
     }
 
     /// The socket's owner takes it when done (Linux `tcp_add_backlog`).
-    fn tcp_add_backlog(&mut self, sk: &mut Sock, skb: Box<SkBuff>) {
+    fn tcp_add_backlog(&mut self, sk: &mut Sock, mut skb: Box<SkBuff>) {
+        let args = [u64::from(sk.id.0), u64::from(skb.len()), 0, 0];
+        if sk.backlog.back_mut().is_some_and(|tail| tail.tcp_backlog_coalesce(&mut skb)) {
+            self.mib.inc(Mib::TCPBacklogQueued);
+            self.mib.inc(Mib::TCPBacklogCoalesce);
+            self.trace(Point::SkAddBacklog, skb.id, args);
+            sk.backlog_len += skb.truesize;
+            return self.skbs.put(skb);
+        }
         let limit = 2 * u64::from(sk.rcvbuf) + u64::from(sk.sndbuf >> 1) + 64 * 1024;
         if u64::from(sk.backlog_len) + u64::from(sk.rmem_alloc) > limit {
             self.mib.inc(Mib::TCPBacklogDrop);
             return self.kfree_skb(skb, DropReason::SocketBacklog);
         }
         self.mib.inc(Mib::TCPBacklogQueued);
-        self.trace(Point::SkAddBacklog, skb.id, [u64::from(sk.id.0), u64::from(skb.len()), 0, 0]);
+        self.trace(Point::SkAddBacklog, skb.id, args);
         sk.backlog_len += skb.truesize;
         sk.backlog.push_back(skb);
     }
@@ -120,9 +137,6 @@ impl Kernel {
     /// Processes a segment for a socket that nobody else works on (Linux `tcp_v4_do_rcv`);
     /// also for each segment of the backlog.
     pub(crate) fn tcp_v4_do_rcv(&mut self, sk: &mut Sock, skb: Box<SkBuff>) {
-        if skb.ip.ttl < sk.inet.min_ttl || sk.filter.is_some() && !self.tcp_filter(sk, &skb) {
-            return self.kfree_skb(skb, DropReason::SocketFilter);
-        }
         let opts = parse_options(&skb);
         sk.cpu = self.this_cpu;
         let tp = tp!(sk);
@@ -133,10 +147,55 @@ impl Kernel {
         if tp.state == State::Established {
             return self.tcp_rcv_established(sk, skb, &opts);
         }
-        if let Err(skb) = self.tcp_rcv_state_process(sk, skb, &opts) {
+        if let Err((skb, reason)) = self.tcp_rcv_state_process(sk, skb, &opts) {
             self.tcp_v4_send_reset(&skb);
-            self.kfree_skb(skb, DropReason::TcpFlags);
+            self.kfree_skb(skb, reason);
         }
+    }
+}
+
+impl SkBuff {
+    /// Joins the next segment to this one of a backlog, as GRO would have: same options, nothing special, and the
+    /// later acknowledgement and window count. `next` keeps no data; its `truesize` is the memory that it still adds.
+    fn tcp_backlog_coalesce(&mut self, next: &mut SkBuff) -> bool {
+        let (a, b) = (&self.tcp, &next.tcp);
+        let alike = a.end_seq == b.seq
+            && self.ip.tos == next.ip.tos
+            && (a.flags | b.flags) & (flag::SYN | flag::RST | flag::URG) == 0
+            && a.flags & flag::FIN == 0
+            && a.flags & b.flags & flag::ACK != 0
+            && (a.flags ^ b.flags) & (flag::ECE | flag::CWR) == 0
+            && a.hdr_len == b.hdr_len;
+        if !alike || !self.same_tcp_options(next) || self.frag_room() < next.frags().len() {
+            return false;
+        }
+        let hdr = u32::from(a.hdr_len);
+        let (size, segs) = (self.gso_size(hdr).max(next.gso_size(hdr)), self.pcount() + next.pcount());
+        next.pull(hdr).expect("header was checked");
+        let joined = self.coalesce(next);
+        debug_assert!(joined, "room was checked");
+        if next.tcp.ack_seq.at_or_after(self.tcp.ack_seq) {
+            (self.tcp.ack_seq, self.tcp.window) = (next.tcp.ack_seq, next.tcp.window);
+        }
+        self.tcp.end_seq = next.tcp.end_seq;
+        self.tcp.flags |= next.tcp.flags;
+        self.gso = Some(Gso { size, segs: segs.min(0xffff) as u16, ecn: false });
+        next.truesize = next.truesize.saturating_sub(SKB_OVERHEAD);
+        self.truesize += next.truesize;
+        true
+    }
+
+    /// Octets of data of a segment: what was cut by, or all that there is.
+    fn gso_size(&self, hdr: u32) -> u16 {
+        self.gso.map_or_else(|| self.len().saturating_sub(hdr).min(0xffff) as u16, |g| g.size)
+    }
+
+    /// The options of both headers are the same octets.
+    fn same_tcp_options(&self, other: &SkBuff) -> bool {
+        let (mut a, mut b) = ([0; MAX_TCP_HEADER], [0; MAX_TCP_HEADER]);
+        let n = usize::from(self.tcp.hdr_len).clamp(TCP_HEADER, MAX_TCP_HEADER) - TCP_HEADER;
+        let at = TCP_HEADER as u32;
+        self.copy_bits(at, &mut a[..n]).is_ok() && other.copy_bits(at, &mut b[..n]).is_ok() && a == b
     }
 }
 

@@ -1,6 +1,7 @@
 //! Segments in SYN_SENT (RFC 9293 §3.10.7.3; Linux `tcp_rcv_synsent_state_process`).
 
 use super::ack::AckFlags;
+use super::process::Refused;
 use crate::Kernel;
 use crate::skb::SkBuff;
 use crate::sock::Sock;
@@ -20,20 +21,21 @@ impl Kernel {
     /// Takes a segment in SYN_SENT.
     ///
     /// # Errors
-    /// The segment, if it is to be answered with a RST.
-    pub(crate) fn tcp_rcv_synsent_state_process(&mut self, sk: &mut Sock, skb: Box<SkBuff>, opts: &Options) -> Result<(), Box<SkBuff>> {
+    /// The segment, if it is to be answered with a RST, and why.
+    pub(crate) fn tcp_rcv_synsent_state_process(&mut self, sk: &mut Sock, skb: Box<SkBuff>, opts: &Options) -> Result<(), Refused> {
         let cb = skb.tcp;
         let tp = sk.tp();
         if cb.flags & flag::ACK != 0 && !(cb.ack_seq.after(tp.snd_una) && cb.ack_seq.at_or_before(tp.snd_nxt)) {
+            let reason = if cb.ack_seq.after(tp.snd_una) { DropReason::TcpAckUnsentData } else { DropReason::TcpOldAck };
             // An old connection's answer: our RST removes it, and the SYN need not wait a whole second.
             if tp.retransmits == 0 {
                 self.tcp_reset_xmit_timer(sk, WriteTimer::Retrans, TCP_TIMEOUT_MIN);
             }
-            return Err(skb);
+            return Err((skb, reason));
         }
         if cb.flags & flag::ACK != 0 && self.tcp_synack_echo_is_wrong(sk, opts) {
             self.mib.inc(Mib::PAWSActive);
-            return Err(skb);
+            return Err((skb, DropReason::TcpRfc7323Paws));
         }
         if cb.flags & flag::RST != 0 {
             if cb.flags & flag::ACK != 0 {
@@ -62,7 +64,7 @@ impl Kernel {
         (s.timestamps, s.sack, s.window_scaling)
     }
 
-    fn tcp_synack_received(&mut self, sk: &mut Sock, skb: Box<SkBuff>, opts: &Options) -> Result<(), Box<SkBuff>> {
+    fn tcp_synack_received(&mut self, sk: &mut Sock, skb: Box<SkBuff>, opts: &Options) -> Result<(), Refused> {
         let now = self.now;
         let cb = skb.tcp;
         let offered = self.tcp_offered();
@@ -104,7 +106,7 @@ impl Kernel {
     }
 
     /// Both ends sent a SYN (RFC 9293 §3.5, figure 7).
-    fn tcp_simultaneous_open(&mut self, sk: &mut Sock, skb: Box<SkBuff>, opts: &Options) -> Result<(), Box<SkBuff>> {
+    fn tcp_simultaneous_open(&mut self, sk: &mut Sock, skb: Box<SkBuff>, opts: &Options) -> Result<(), Refused> {
         let now = self.now;
         let cb = skb.tcp;
         let offered = self.tcp_offered();

@@ -132,24 +132,24 @@ impl Kernel {
             return Verdict::Drop(DropReason::TcpReset);
         }
         if paws {
-            self.mib.inc(Mib::PAWSEstab);
+            self.mib.inc(Mib::PAWSTimewait);
         }
         let timeout = tw.timeout;
         if paws || cb.flags & flag::ACK != 0 {
             self.timers.set(TimerKey::TcpMini(id), now + timeout);
         }
-        self.tcp_timewait_check_oow(id, skb)
+        let reason = if paws { DropReason::TcpRfc7323TwPaws } else { DropReason::TcpInvalidSequence };
+        self.tcp_timewait_check_oow(id, skb, Mib::TCPACKSkippedTimeWait, reason)
     }
 
     /// An ACK, unless one went out just now.
-    fn tcp_timewait_check_oow(&mut self, id: u64, skb: &SkBuff) -> Verdict {
-        let cb = skb.tcp;
+    fn tcp_timewait_check_oow(&mut self, id: u64, skb: &SkBuff, skipped: Mib, reason: DropReason) -> Verdict {
         let Some(mut last) = self.tcp.timewait_mut(id).map(|tw| tw.last_oow_ack) else { return Verdict::Drop(DropReason::TcpClose) };
-        let ok = self.tcp_oow_allowed(&mut last, cb.seq != cb.end_seq, cb.flags);
+        let ok = self.tcp_oow_allowed(&mut last, skb, skipped);
         if let Some(tw) = self.tcp.timewait_mut(id) {
             tw.last_oow_ack = last;
         }
-        if ok { Verdict::Ack } else { Verdict::Drop(DropReason::TcpInvalidSequence) }
+        if ok { Verdict::Ack } else { Verdict::Drop(reason) }
     }
 
     /// FIN_WAIT2 whose program is gone: only the peer's FIN is awaited.
@@ -158,7 +158,8 @@ impl Kernel {
         let cb = skb.tcp;
         let Some(tw) = self.tcp.timewait_mut(id) else { return Verdict::Drop(DropReason::TcpClose) };
         if paws || !cb.seq.segment_in_window(cb.end_seq, tw.rcv_nxt, tw.rcv_nxt + tw.rcv_wnd) {
-            return self.tcp_timewait_check_oow(id, skb);
+            let reason = if paws { DropReason::TcpRfc7323Paws } else { DropReason::TcpInvalidSequence };
+            return self.tcp_timewait_check_oow(id, skb, Mib::TCPACKSkippedFinWait2, reason);
         }
         if cb.flags & flag::RST != 0 {
             self.tcp_timewait_end(id);
