@@ -148,6 +148,7 @@ sysctls! {
     "net.ipv4.icmp_msgs_per_sec", icmp_msgs_per_sec: i64 = 1000, INT;
     "net.ipv4.icmp_msgs_burst", icmp_msgs_burst: i64 = 50, INT;
     "net.ipv4.ipfrag_time", ipfrag_time: i64 = 30, INT;
+    "net.ipv4.ipfrag_max_dist", ipfrag_max_dist: i64 = 64, INT;
     "net.ipv4.ipfrag_high_thresh", ipfrag_high_thresh: i64 = 4 << 20, (0, i64::MAX);
     "net.ipv4.neigh.default.base_reachable_time_ms", neigh_base_reachable_time_ms: i64 = 30_000, COUNT;
     "net.ipv4.neigh.default.delay_first_probe_time", neigh_delay_first_probe_time: i64 = 5, INT;

@@ -122,6 +122,28 @@ fn too_many_pieces_are_refused_beyond_the_threshold() {
 }
 
 #[test]
+fn pieces_too_far_apart_are_not_put_together() {
+    for (between, max, joined) in [(63, "64", true), (64, "64", false), (64, "0", true)] {
+        let mut lab = lab(false, 1500);
+        lab.hosts[0].kernel.sysctl_set("net.ipv4.ipfrag_max_dist", max).expect("a row");
+        let data = echo_bytes(1992);
+        lab.inject(0, Dir::Backward, TO_HOST.fragment(500, 1, 0, true, &data[..1000]));
+        // So many datagrams of the source in the meantime: the number may have come round.
+        for id in 0..between {
+            lab.inject(0, Dir::Backward, TO_HOST.fragment(id, 1, 0, true, &[0; 8]));
+        }
+        lab.run_for(Duration::from_millis(1));
+        lab.inject(0, Dir::Backward, TO_HOST.fragment(500, 1, 1000, false, &data[1000..]));
+        lab.run_for(Duration::from_millis(1));
+        let counts = [mib(&lab, Mib::IpReasmOKs), mib(&lab, Mib::IpReasmFails), drops(&lab, DropReason::FragTooFar)];
+        assert_eq!(counts, if joined { [1, 0, 0] } else { [0, 1, 1] }, "{between} between, {max} allowed");
+        lab.run_for(Duration::from_secs(31));
+        let late = between as u64 + u64::from(!joined);
+        assert_eq!(drops(&lab, DropReason::FragReasmTimeout), late, "all queues end");
+    }
+}
+
+#[test]
 fn router_fragments_or_complains() {
     let mut lab = lab(true, 600);
     lab.inject(0, Dir::Backward, THROUGH.udp(1, 2, &[7; 1000]));

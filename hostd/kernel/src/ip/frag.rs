@@ -35,9 +35,18 @@ pub struct Reassembly {
     next: u64,
     /// Octets held.
     mem: u64,
+    /// Pieces that came from each source that has queues, and how many those are.
+    sources: HashMap<u32, Source, KeyedState>,
 }
 
-#[derive(Debug)]
+/// Linux `inet_peer.rid`. A source is forgotten with its last queue: distances are only of interest within one.
+#[derive(Debug, Default)]
+struct Source {
+    pieces: u32,
+    queues: u32,
+}
+
+#[derive(Debug, Default)]
 struct Queue {
     key: Key,
     /// Sorted, disjoint.
@@ -50,6 +59,8 @@ struct Queue {
     meat: u32,
     /// Header of the first piece.
     head: Option<IpHdr>,
+    /// Number of its last piece among all of its source.
+    rid: u32,
 }
 
 #[derive(Debug)]
@@ -63,7 +74,8 @@ struct Piece {
 impl Reassembly {
     /// Nothing held; senders choose the keys.
     pub(crate) fn new(hash: KeyedState) -> Self {
-        Self { index: HashMap::with_hasher(hash), queues: BTreeMap::new(), next: 0, mem: 0 }
+        let sources = HashMap::with_hasher(hash.clone());
+        Self { index: HashMap::with_hasher(hash), queues: BTreeMap::new(), next: 0, mem: 0, sources }
     }
 }
 
@@ -120,6 +132,16 @@ fn cost(skb: &SkBuff) -> u64 {
 }
 
 impl Reassembly {
+    /// True if more than `max` pieces of other datagrams came from the source since this one's last: numbers wrap,
+    /// and what is held may belong to another datagram (Linux `ip_frag_too_far`). 0: never.
+    fn too_far(&mut self, queue: u64, max: u32) -> bool {
+        let Some(q) = self.queues.get_mut(&queue) else { return false };
+        let Some(source) = self.sources.get_mut(&q.key.0) else { return false };
+        source.pieces = source.pieces.wrapping_add(1);
+        let before = core::mem::replace(&mut q.rid, source.pieces);
+        max != 0 && !q.pieces.is_empty() && source.pieces.wrapping_sub(before) > max
+    }
+
     /// Queues, and octets that they hold (`FRAG:` of `/proc/net/sockstat`).
     pub(crate) fn usage(&self) -> (usize, u64) {
         (self.queues.len(), self.mem)
@@ -146,6 +168,9 @@ impl Kernel {
             self.kfree_skb(skb, DropReason::NoMem);
             return None;
         };
+        if self.frags.too_far(queue, self.sysctl.ipfrag_max_dist as u32) {
+            self.ip_frag_reinit(queue);
+        }
         match self.ip_frag_queue(queue, skb, hdr, (start, end, more)) {
             Insert::Held => {}
             Insert::Duplicate => return None,
@@ -169,7 +194,8 @@ impl Kernel {
         let queue = self.frags.next;
         self.frags.next += 1;
         self.frags.index.insert(key, queue);
-        self.frags.queues.insert(queue, Queue { key, pieces: Vec::new(), len: 0, last_in: false, meat: 0, head: None });
+        self.frags.queues.insert(queue, Queue { key, ..Queue::default() });
+        self.frags.sources.entry(key.0).or_default().queues += 1;
         self.timers.set(TimerKey::Frag(queue), self.now + Duration::from_secs(self.sysctl.ipfrag_time as u64));
         Some(queue)
     }
@@ -206,9 +232,27 @@ impl Kernel {
     fn ip_frag_remove(&mut self, queue: u64) -> Option<Queue> {
         let q = self.frags.queues.remove(&queue)?;
         self.frags.index.remove(&q.key);
+        if let Some(source) = self.frags.sources.get_mut(&q.key.0) {
+            source.queues -= 1;
+            if source.queues == 0 {
+                self.frags.sources.remove(&q.key.0);
+            }
+        }
         self.timers.cancel(TimerKey::Frag(queue));
         self.frags.mem -= q.pieces.iter().map(|p| cost(&p.skb)).sum::<u64>();
         Some(q)
+    }
+
+    /// Drops all pieces of a queue, which begins anew (Linux `ip_frag_reinit`).
+    fn ip_frag_reinit(&mut self, queue: u64) {
+        self.inc(Mib::IpReasmFails);
+        let Some(q) = self.frags.queues.get_mut(&queue) else { return };
+        let old = core::mem::replace(q, Queue { key: q.key, rid: q.rid, ..Queue::default() });
+        self.timers.set(TimerKey::Frag(queue), self.now + Duration::from_secs(self.sysctl.ipfrag_time as u64));
+        for piece in old.pieces {
+            self.frags.mem -= cost(&piece.skb);
+            self.kfree_skb(piece.skb, DropReason::FragTooFar);
+        }
     }
 
     /// Drops a queue with all its pieces.
@@ -295,7 +339,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn queue() -> Queue {
-        Queue { key: (0, 0, 0, 0), pieces: Vec::new(), len: 0, last_in: false, meat: 0, head: None }
+        Queue::default()
     }
 
     fn put(q: &mut Queue, start: u32, end: u32, more: bool) -> Result<usize, Insert> {
@@ -326,17 +370,17 @@ mod tests {
     }
 
     proptest! {
-            #[test]
-            fn any_order_of_pieces_completes(order in Just((0..12u32).collect::<Vec<_>>()).prop_shuffle()) {
-                let mut q = queue();
-    let options = arrayvec::ArrayVec::new();
-                q.head = Some(IpHdr { tos: 0, total: 20, id: 0, frag_off: 0, ttl: 1, protocol: 1, saddr: 0, daddr: 0, options });
-                for (n, i) in order.iter().enumerate() {
-                    prop_assert!(!q.complete());
-                    prop_assert!(put(&mut q, i * 8, i * 8 + 8, *i != 11).is_ok(), "piece {n}");
-                }
-                prop_assert!(q.complete());
-                prop_assert!(q.pieces.windows(2).all(|w| w[0].end == w[1].start));
+        #[test]
+        fn any_order_of_pieces_completes(order in Just((0..12u32).collect::<Vec<_>>()).prop_shuffle()) {
+            let mut q = queue();
+            let options = arrayvec::ArrayVec::new();
+            q.head = Some(IpHdr { tos: 0, total: 20, id: 0, frag_off: 0, ttl: 1, protocol: 1, saddr: 0, daddr: 0, options });
+            for (n, i) in order.iter().enumerate() {
+                prop_assert!(!q.complete());
+                prop_assert!(put(&mut q, i * 8, i * 8 + 8, *i != 11).is_ok(), "piece {n}");
             }
+            prop_assert!(q.complete());
+            prop_assert!(q.pieces.windows(2).all(|w| w[0].end == w[1].start));
         }
+    }
 }
