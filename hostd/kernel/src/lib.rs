@@ -125,7 +125,7 @@ pub struct Kernel {
     /// What the wall clock is ahead of `now`, nanoseconds.
     pub(crate) realtime_offset: u64,
     /// Charges to give back to sockets that were out of the table when their packet was freed.
-    wfree_later: Vec<(u32, u32)>,
+    pub(crate) wfree_later: Vec<(u32, u32)>,
 }
 
 /// Rounds of softirqs and tasks in one [`Kernel::handle`] before the rest waits for the next.

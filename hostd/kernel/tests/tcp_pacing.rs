@@ -98,6 +98,32 @@ fn stalled_device_holds_a_small_queue_and_its_completions_let_go() {
 }
 
 #[test]
+fn what_has_not_left_the_host_is_not_sent_again() {
+    // Each segment has its own descriptor, so that the count of frames is the count of transmissions.
+    let (mut lab, a, b) = connected_with(5, big_ring(PortConfig { late_completions: true, ..tcp_support::plain_nic() }));
+    transfer(&mut lab, a, b, 100_000, 50_000);
+    lab.run_for(500 * MS);
+    let sent = |lab: &common::Lab| lab.count(0, Dir::Forward, |f| !f.payload().is_empty());
+    let before = sent(&lab);
+    lab.hosts[A].ports[0].stall(true);
+    assert_eq!(a.0.send(&mut lab, a.1, &[7; 5000]), Ret::Value(5000));
+    // The loss probe, and some retransmission timeouts.
+    lab.run_for(Duration::from_secs(3));
+    assert!(mib(&lab, A, Mib::TCPTimeouts) > 1 && mib(&lab, A, Mib::TCPSpuriousRtxHostQueues) > 2, "{}", counters(&lab, A));
+    assert_eq!((mib(&lab, A, Mib::TcpRetransSegs), sent(&lab)), (0, before));
+    lab.hosts[A].ports[0].stall(false);
+    assert_eq!(b.0.recv(&mut lab, b.1, 8000, 0).len, 5000);
+    // What was done, though nobody had looked, is no reason to hold a retransmission back.
+    lab.run_for(Duration::from_secs(2));
+    let held = mib(&lab, A, Mib::TCPSpuriousRtxHostQueues);
+    lab.drop_first(0, |dir, f| dir == Dir::Forward && !f.payload().is_empty());
+    a.0.send(&mut lab, a.1, b"once more");
+    assert_eq!(b.0.recv(&mut lab, b.1, 100, 0).data, b"once more");
+    assert_eq!(mib(&lab, A, Mib::TCPSpuriousRtxHostQueues), held, "{}", counters(&lab, A));
+    assert!(mib(&lab, A, Mib::TcpRetransSegs) > 0);
+}
+
+#[test]
 fn throttled_connection_that_is_closed_still_sends_what_it_has() {
     let (mut lab, a, b) = connected_with(3, big_ring(PortConfig::default()));
     transfer(&mut lab, a, b, 4 * MIB, 256 * 1024);

@@ -51,7 +51,7 @@ impl Kernel {
     }
 
     /// Frees what has been transmitted and wakes a stopped queue that has room again: how many packets.
-    fn free_old_xmit(&mut self, dev: IfIndex, queue: u16) -> u32 {
+    pub(super) fn free_old_xmit(&mut self, dev: IfIndex, queue: u16) -> u32 {
         let mut packets = 0;
         loop {
             let Some(device) = self.devs.get_mut(dev) else { return 0 };

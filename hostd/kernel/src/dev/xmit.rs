@@ -238,6 +238,16 @@ impl Kernel {
         }
     }
 
+    /// Frees what has been transmitted, on all queues.
+    pub(crate) fn reap_all(&mut self) {
+        for at in 0..self.devs.len() {
+            let index = self.devs.at(at).index;
+            for queue in 0..self.devs.at(at).queues.len() as u16 {
+                self.free_old_xmit(index, queue);
+            }
+        }
+    }
+
     /// Packets are charged: an interrupt, sooner or later. Those that are there already raise none; where somebody
     /// waits for them the next softirq takes them.
     fn ask_for_completions(&mut self, dev: IfIndex, queue: u16) {

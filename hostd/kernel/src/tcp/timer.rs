@@ -109,7 +109,7 @@ impl Kernel {
             self.tcp_enter_loss(sk);
         }
         tp!(sk).retransmits = sk.tp().retransmits.saturating_add(1);
-        if self.tcp_retransmit_head(sk).is_err() {
+        if self.tcp_retransmit_head(sk) == Err(Errno::ENOBUFS) {
             return self.tcp_reset_xmit_timer(sk, WriteTimer::Retrans, RESOURCE_PROBE);
         }
         self.tcp_back_off(sk);

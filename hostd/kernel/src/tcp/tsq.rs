@@ -19,6 +19,7 @@ use crate::sock::{Proto, Sock, SockId};
 use crate::time::Instant;
 use crate::timer::TimerKey;
 use core::time::Duration;
+use ringlab_counters::Mib;
 
 /// No bound.
 pub const UNLIMITED: u64 = u64::MAX;
@@ -64,11 +65,51 @@ pub enum Tsq {
     Queued,
 }
 
+/// Copies of packets that were handed down to be sent, and those of them that were freed, counted. What is handed
+/// down is freed in order, so the numbers say whether a packet still has a copy below (Linux looks at the clone
+/// that it allocated with the packet, `skb_fclone_busy`).
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Copies {
+    /// Handed down; the number of the last.
+    pub sent: u32,
+    /// Freed.
+    pub freed: u32,
+}
+
 impl Kernel {
     /// Charges a packet to its connection until it is freed (Linux `skb_set_owner_w`, `tcp_wfree`).
     pub(crate) fn tcp_charge(&mut self, sk: &mut Sock, skb: &mut SkBuff) {
         skb.owner = sk.id.0;
         sk.wmem_alloc += skb.truesize;
+        let copies = &mut tp!(sk).copies;
+        copies.sent = copies.sent.wrapping_add(1);
+    }
+
+    /// True if a packet of the retransmission queue has not left this host yet: it is not lost, and sending it again
+    /// would help nobody (Linux `skb_still_in_host_queue`). Output goes on when it leaves.
+    pub(crate) fn tcp_still_in_host_queue(&mut self, sk: &mut Sock, index: usize) -> bool {
+        let tp = sk.tp();
+        let Some(no) = tp.rtx_queue.get(index).map(|skb| skb.tcp.copy_no) else { return false };
+        if !tp.copies.is_below(no, 0) {
+            return false;
+        }
+        // Those that are done may be waiting to be reaped.
+        self.reap_all();
+        let reaped = self.wfree_later.iter().filter(|w| w.0 == sk.id.0).count();
+        if !sk.tp().copies.is_below(no, reaped as u32) {
+            return false;
+        }
+        self.mib.inc(Mib::TCPSpuriousRtxHostQueues);
+        self.tcp_throttle(sk);
+        true
+    }
+
+    fn tcp_throttle(&mut self, sk: &mut Sock) {
+        if sk.tp().tsq == Tsq::Open {
+            tp!(sk).tsq = Tsq::Throttled;
+            self.tcp.throttled += 1;
+            self.ask_for_all_completions();
+        }
     }
 
     /// True if the packet must wait: too much of this connection is in the host's queues
@@ -83,11 +124,7 @@ impl Kernel {
         if u64::from(sk.wmem_alloc) <= limit << factor || tp.rtx_queue.len() <= 1 {
             return false;
         }
-        if tp.tsq == Tsq::Open {
-            tp!(sk).tsq = Tsq::Throttled;
-            self.tcp.throttled += 1;
-            self.ask_for_all_completions();
-        }
+        self.tcp_throttle(sk);
         true
     }
 
@@ -96,6 +133,7 @@ impl Kernel {
     pub(crate) fn tcp_wfree(&mut self, id: SockId) {
         let Some(sk) = self.socks.get_mut(id) else { return };
         let Proto::Tcp(tp) = &mut sk.proto else { return };
+        tp.copies.freed = tp.copies.freed.wrapping_add(1);
         if tp.tsq != Tsq::Throttled {
             return;
         }
@@ -156,6 +194,13 @@ impl Kernel {
             self.timers.set(key, pacing.wstamp);
         }
         true
+    }
+}
+
+impl Copies {
+    /// Copy number `no` was not freed, nor with `more`.
+    fn is_below(self, no: u32, more: u32) -> bool {
+        (no.wrapping_sub(self.freed.wrapping_add(more)) as i32) > 0
     }
 }
 

@@ -18,9 +18,12 @@ impl Kernel {
     /// (Linux `tcp_retransmit_skb`).
     ///
     /// # Errors
-    /// `EAGAIN` if the peer's window no longer covers it; those of IP.
+    /// `EBUSY` if it has not left this host; `EAGAIN` if the peer's window no longer covers it; those of IP.
     pub(crate) fn tcp_retransmit_skb(&mut self, sk: &mut Sock, index: usize, segs: u32) -> Result<(), Errno> {
         let now = self.now;
+        if self.tcp_still_in_host_queue(sk, index) {
+            return Err(Errno::EBUSY);
+        }
         self.tcp_trim_head(sk, index);
         let mss = self.tcp_current_mss(sk);
         let tp = tp!(sk);
@@ -59,6 +62,7 @@ impl Kernel {
         let tp = tp!(sk);
         tp.total.total_retrans += pcount;
         tp.total.bytes_retrans += u64::from(len);
+        cb.copy_no = tp.copies.sent;
         tp.rate_skb_sent(&mut cb, now);
         tp.note_retransmitted(index, cb, now);
         sent
