@@ -117,6 +117,7 @@ pub struct Kernel {
     pub(crate) netlink: vfs::netlink::NetlinkTable,
     pub(crate) epolls: wait::Epolls,
     pub(crate) sysctl: sysctl::Sysctls,
+    pub(crate) devconf: ip::devconf::DevConfs,
     pub(crate) mib: MibCounters,
     pub(crate) drops: DropCounters,
     pub(crate) copies: CopyCounters,
@@ -162,6 +163,7 @@ impl Kernel {
             netlink: vfs::netlink::NetlinkTable::default(),
             epolls: wait::Epolls::default(),
             sysctl: sysctl::Sysctls::default(),
+            devconf: ip::devconf::DevConfs::default(),
             mib: MibCounters::default(),
             drops: DropCounters::default(),
             copies: CopyCounters::default(),
@@ -171,7 +173,7 @@ impl Kernel {
             wfree_later: Vec::new(),
             config,
         };
-        kernel.sysctl.ip_forward = kernel.config.ip_forward.into();
+        kernel.set_ip_forward(kernel.config.ip_forward);
         kernel.loopback_init();
         kernel
     }

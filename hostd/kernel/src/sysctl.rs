@@ -2,9 +2,11 @@
 //!
 //! A row is a field of [`Sysctls`], which the code that it governs reads at each
 //! use: a change takes effect at once, as on Linux (sizes of buffers and the like: for
-//! sockets made afterwards). What is not in the table does not exist.
+//! sockets made afterwards). What is not in the table does not exist. The settings of interfaces,
+//! `net.ipv4.conf`, are a table of their own (`ip::devconf`).
 
 use crate::Kernel;
+use crate::ip::devconf::{Conf, Whose};
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
@@ -141,7 +143,6 @@ sysctls! {
     "net.ipv4.ip_forward", ip_forward: i64 = 0, BOOL;
     "net.ipv4.ip_default_ttl", ip_default_ttl: i64 = 64, (1, 255);
     "net.ipv4.ip_local_port_range", ip_local_port_range: [i64; 2] = [32768, 60999], (1, 65535);
-    "net.ipv4.conf.all.rp_filter", rp_filter: i64 = 0, (0, 2);
     "net.ipv4.icmp_echo_ignore_all", icmp_echo_ignore_all: i64 = 0, BOOL;
     "net.ipv4.icmp_ratelimit", icmp_ratelimit: i64 = 1000, INT;
     "net.ipv4.icmp_ratemask", icmp_ratemask: i64 = 0x1818, INT;
@@ -199,12 +200,21 @@ sysctls! {
 }
 
 impl Kernel {
+    /// `net.ipv4.conf.WHOSE.ROW`; an interface's name may hold a dot, a row's does not.
+    fn devconf_row(&self, name: &str) -> Option<(Whose, Conf)> {
+        let (whose, row) = name.strip_prefix("net.ipv4.conf.")?.rsplit_once('.')?;
+        Some((self.devconf_whose(whose)?, Conf::named(row)?))
+    }
+
     /// A sysctl's value, as `sysctl -n` prints it.
     ///
     /// # Errors
     /// [`SysctlError::Unknown`].
     pub fn sysctl_get(&self, name: &str) -> Result<String, SysctlError> {
-        self.sysctl.get(name)
+        match self.devconf_row(name) {
+            Some((whose, conf)) => Ok(self.devconf_get(whose, conf).to_string()),
+            None => self.sysctl.get(name),
+        }
     }
 
     /// Sets a sysctl from its text.
@@ -212,7 +222,13 @@ impl Kernel {
     /// # Errors
     /// [`SysctlError`]; nothing is changed then.
     pub fn sysctl_set(&mut self, name: &str, value: &str) -> Result<(), SysctlError> {
+        if let Some((whose, conf)) = self.devconf_row(name) {
+            return self.devconf_set(whose, conf, value);
+        }
         self.sysctl.set(name, value)?;
+        if name == "net.ipv4.ip_forward" {
+            self.set_ip_forward(self.sysctl.ip_forward != 0);
+        }
         self.tcp.sysctl = crate::tcp::sysctl::TcpSysctl::from(&self.sysctl);
         Ok(())
     }

@@ -89,12 +89,12 @@ fn packets_wait_in_order_and_the_oldest_make_room() {
 #[test]
 fn gratuitous_and_foreign_replies_update_but_do_not_make_entries() {
     let mut lab = lab();
-    let reply = |from: Ipv4Addr, mac: MacAddr, to: Ipv4Addr, dst: MacAddr| {
-        let mut b = [dst.0, mac.0].concat();
+    let reply = |from: Ipv4Addr, mac: MacAddr, to: Ipv4Addr, target: MacAddr| {
+        let mut b = [if target == mac { [255; 6] } else { target.0 }, mac.0].concat();
         b.extend([8, 6, 0, 1, 8, 0, 6, 4, 0, 2]);
         b.extend(mac.0);
         b.extend(from.octets());
-        b.extend(dst.0);
+        b.extend(target.0);
         b.extend(to.octets());
         b.into()
     };
@@ -108,7 +108,7 @@ fn gratuitous_and_foreign_replies_update_but_do_not_make_entries() {
     lab.run_for(Duration::from_millis(1));
     let mac = |lab: &Lab| lab.hosts[0].kernel.stats().neighbours[0].mac;
     assert_eq!(mac(&lab), Some(TEST_MAC), "a second answer within a second does not win");
-    lab.inject(0, Dir::Backward, reply(TESTER, other, TESTER, MacAddr([255; 6])));
+    lab.inject(0, Dir::Backward, reply(TESTER, other, TESTER, other));
     lab.run_for(Duration::from_millis(1));
     assert_eq!((mac(&lab), state(&lab)), (Some(other), "STALE"));
 }

@@ -15,8 +15,10 @@ impl Kernel {
         }
         let queues = device.queues.len() as u16;
         if up {
+            self.linkdown_sync();
             self.fib_sync(dev.0);
             self.rtnl_link(dev.0);
+            self.arp_notify(dev);
             for queue in 0..queues {
                 self.netif_wake_queue(dev, queue);
                 self.napi_schedule(dev, queue);
@@ -30,6 +32,7 @@ impl Kernel {
         self.fib.flush(|e| e.dev == dev.0 && e.proto != PROT_KERNEL);
         let loopback = dev.0 == 1;
         self.fib.sync(dev.0, false, loopback);
+        self.linkdown_sync();
     }
 
     /// Linux `dev_set_mtu`.
@@ -41,11 +44,14 @@ impl Kernel {
         }
     }
 
-    /// Linux `dev_set_mac_address`.
+    /// Linux `dev_set_mac_address`: what was learnt through the old address is forgotten (`neigh_changeaddr`).
     pub(crate) fn dev_set_mac_address(&mut self, dev: IfIndex, mac: MacAddr) {
         let Some(device) = self.devs.get_mut(dev) else { return };
         device.mac = mac;
+        self.neigh_ifdown(dev);
+        self.rt_cache_flush();
         self.rtnl_link(dev.0);
+        self.arp_notify(dev);
     }
 
     /// Linux `dev_change_name`. Labels of addresses follow.

@@ -1,16 +1,17 @@
 //! The carrier of a device, and what hangs on it (Linux `net/core/link_watch.c`, `dev_activate`, `dev_deactivate`).
 //!
 //! Without a carrier the device keeps its addresses and its routes, which are marked
-//! `linkdown` and still used (`ignore_routes_with_linkdown` 0); neighbours learnt on it are
-//! forgotten; what waits in its qdisc is dropped, and so is what comes (`noop_qdisc`).
-//! With the carrier back the queues go on. Nothing is announced (`arp_notify` 0): the peer
-//! is asked for when there is something to send.
+//! `linkdown` and still used, unless `ignore_routes_with_linkdown` is set; neighbours learnt on it are
+//! forgotten, unless `arp_evict_nocarrier` is cleared; what waits in its qdisc is dropped, and so is what comes
+//! (`noop_qdisc`). With the carrier back the queues go on. Nothing is announced (`arp_notify` is for interfaces that
+//! are switched on, and new addresses): the peer is asked for when there is something to send.
 //!
 //! Deviation: Linux lets up to a second pass between two looks at a link that goes down; here
 //! every change is followed at once.
 
 use super::net_device::IfIndex;
 use crate::Kernel;
+use crate::ip::devconf::Conf;
 use crate::ip::route::{Entry, RouteKind};
 use crate::trace::Point;
 use ringlab_counters::DropReason;
@@ -29,9 +30,11 @@ impl Kernel {
             self.dev_activate(dev);
         } else {
             self.dev_deactivate(dev);
-            self.neigh_carrier_down(dev);
+            if self.in_dev_conf(dev, Conf::ArpEvictNocarrier) != 0 {
+                self.neigh_carrier_down(dev);
+            }
         }
-        self.rt_cache_flush();
+        self.linkdown_sync();
         self.rtnl_link(dev.0);
     }
 

@@ -24,6 +24,7 @@ mod xmit;
 pub(crate) use gso::skb_checksum_help;
 
 use crate::Kernel;
+use crate::ip::devconf::DevConf;
 use crate::ip::route::RouteKind;
 use crate::skb::SkBuff;
 use alloc::boxed::Box;
@@ -97,6 +98,8 @@ pub(crate) struct NetDevice {
     pub(crate) promiscuity: u32,
     pub(crate) allmulti: u32,
     pub(crate) addrs: Vec<(Ipv4Addr, u8)>,
+    /// `net.ipv4.conf`.
+    pub(crate) conf: DevConf,
     /// In use: what the driver offers and nobody has switched off.
     pub(crate) features: Features,
     /// Switched off (`ethtool -K`).
@@ -178,6 +181,10 @@ impl Devices {
     pub(crate) fn iter(&self) -> impl Iterator<Item = &NetDevice> {
         self.list.iter()
     }
+
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut NetDevice> {
+        self.list.iter_mut()
+    }
 }
 
 impl Kernel {
@@ -196,6 +203,7 @@ impl Kernel {
             promiscuity: 0,
             allmulti: 0,
             addrs: Vec::new(),
+            conf: self.devconf.default,
             features: Features { tx_csum: true, tso: true, sg: true },
             features_off: Features::default(),
             gro_on: true,
@@ -246,6 +254,7 @@ impl Kernel {
             promiscuity: 0,
             allmulti: 0,
             addrs: Vec::new(),
+            conf: self.devconf.default,
             features: config.driver.features(),
             features_off: Features::default(),
             gro_on: true,

@@ -4,10 +4,12 @@ use super::header::{BROADCAST, ETH_P_ARP, ETH_P_IP};
 use super::neigh::Nud;
 use crate::Kernel;
 use crate::dev::net_device::{IfIndex, MacAddr};
-use crate::ip::route::RouteKind;
+use crate::ip::devconf::Conf;
+use crate::ip::route::{Flow, IfAddr, RouteKind, in_prefix, scope};
 use crate::skb::{MAX_HEADER, PacketType, SkBuff};
 use crate::trace::Point;
 use alloc::boxed::Box;
+use alloc::vec::Vec;
 use core::net::Ipv4Addr;
 use ringlab_counters::{DropReason, Mib};
 
@@ -86,38 +88,103 @@ impl Kernel {
         let ours = self.is_local_addr(arp.tip);
         if arp.sip.is_unspecified() {
             // Duplicate address detection (RFC 5227): answered, nothing is learnt.
-            if arp.op == REQUEST && ours {
+            let answer = ours && !self.arp_ignore(dev, arp);
+            if arp.op == REQUEST && answer {
                 self.arp_send(dev, REPLY, arp.sha, arp.sha, arp.tip, arp.sip);
             }
-            return ours;
+            return answer;
         }
-        if self.is_local_addr(arp.sip) {
+        let gratuitous = arp.sip == arp.tip;
+        let spoofed = self.is_local_addr(arp.sip) && self.in_dev_conf(dev, Conf::AcceptLocal) == 0;
+        if spoofed || gratuitous && self.in_dev_conf(dev, Conf::DropGratuitousArp) != 0 {
             return false;
         }
         if arp.op == REQUEST && ours {
             // Who asks for us will talk to us: this is the one packet that makes an entry.
-            let known = self.neigh_event_ns(dev, arp.sip, arp.sha);
+            let known = !self.arp_ignore(dev, arp) && !self.arp_filter(dev, arp) && self.neigh_event_ns(dev, arp.sip, arp.sha);
             if known {
                 self.arp_send(dev, REPLY, arp.sha, arp.sha, arp.tip, arp.sip);
             }
             return known;
         }
-        // A reply, or gratuitous (sender and target the same): updates an entry, makes none (`arp_accept` 0).
-        let gratuitous = arp.sip == arp.tip;
-        let Some(n) = self.neigh.lookup(dev.0, arp.sip) else { return false };
+        // A reply, or gratuitous (sender and target the same): updates an entry, and makes none unless told to.
+        let unicast = || self.inet_addr_type(arp.sip) == RouteKind::Unicast;
+        let gratuitous = gratuitous && (arp.op == REQUEST || arp.tha == arp.sha) && unicast();
+        let accept = (gratuitous || arp.op == REPLY && unicast()) && self.arp_accept(dev, arp.sip);
+        let known = self.neigh.lookup(dev.0, arp.sip).or_else(|| accept.then(|| self.neigh_create(dev.0, arp.sip)).flatten());
+        let Some(n) = known else { return false };
         let locked = self.neigh.get(n).is_some_and(|e| self.now.since(e.updated) < LOCKTIME);
-        let state = if arp.op == REPLY && to_us && !gratuitous { Nud::Reachable } else { Nud::Stale };
+        let state = if arp.op == REPLY && to_us { Nud::Reachable } else { Nud::Stale };
         self.neigh_update(n, Some(arp.sha), state, !locked || gratuitous);
         true
+    }
+
+    /// A question for one of our addresses that this interface leaves unanswered (Linux `arp_ignore`).
+    fn arp_ignore(&self, dev: IfIndex, arp: &ArpHdr) -> bool {
+        let here = |a: &IfAddr| a.dev == dev.0 && a.addr == arp.tip;
+        let near = |a: &IfAddr| in_prefix(arp.sip, a.addr, a.len);
+        let mut addrs = self.fib.addrs();
+        match self.in_dev_conf(dev, Conf::ArpIgnore) {
+            // Of another interface.
+            1 => !addrs.any(here),
+            // Of another interface, or asked for from elsewhere.
+            2 => !addrs.any(|a| here(a) && near(a)),
+            // Of no use outside this host.
+            3 => !addrs.any(|a| a.addr == arp.tip && a.scope <= scope::LINK),
+            8 => true,
+            _ => false,
+        }
+    }
+
+    /// The way back leads through another interface: that one answers (Linux `arp_filter`).
+    fn arp_filter(&mut self, dev: IfIndex, arp: &ArpHdr) -> bool {
+        if self.in_dev_conf(dev, Conf::ArpFilter) == 0 {
+            return false;
+        }
+        match self.ip_route_output(Flow { daddr: arp.sip, saddr: arp.tip, oif: 0 }) {
+            Ok(route) if route.dev == dev.0 => false,
+            Ok(_) => {
+                self.inc(Mib::ArpFilter);
+                true
+            }
+            Err(_) => true,
+        }
+    }
+
+    /// What nobody asked for makes an entry (Linux `arp_accept`).
+    fn arp_accept(&self, dev: IfIndex, sip: Ipv4Addr) -> bool {
+        match self.in_dev_conf(dev, Conf::ArpAccept) {
+            1 => true,
+            2 => self.fib.addrs().any(|a| a.dev == dev.0 && in_prefix(sip, a.addr, a.len)),
+            _ => false,
+        }
+    }
+
+    /// Tells the link of the interface's addresses, where `arp_notify` asks for it (Linux `inetdev_send_gratuitous_arp`).
+    pub(crate) fn arp_notify(&mut self, dev: IfIndex) {
+        let told = self.devs.get(dev).is_some_and(|d| d.up && !d.is_loopback());
+        if !told || self.in_dev_conf(dev, Conf::ArpNotify) == 0 {
+            return;
+        }
+        let addrs: Vec<Ipv4Addr> = self.fib.addrs().filter(|a| a.dev == dev.0).map(|a| a.addr).collect();
+        for addr in addrs {
+            self.arp_send(dev, REQUEST, BROADCAST, MacAddr::default(), addr, addr);
+        }
     }
 
     /// Asks for a neighbour's address (Linux `arp_solicit`): of everybody, or of the one we believe it is.
     pub(super) fn arp_solicit(&mut self, dev: IfIndex, target: Ipv4Addr, unicast: Option<MacAddr>, hint: Option<Ipv4Addr>) {
         let Some(device) = self.devs.get(dev) else { return };
-        // Source: that of the waiting packet if it is ours (`arp_announce` 0), else an address of the target's subnet.
-        let on_link = |&(addr, prefix): &(Ipv4Addr, u8)| crate::ip::route::in_prefix(target, addr, prefix);
-        let own = device.addrs.iter().copied().find(on_link).or(device.addrs.first().copied()).map(|a| a.0);
-        let source = hint.filter(|&h| self.is_local_addr(h)).or(own);
+        // Source: that of the waiting packet if it is ours and `arp_announce` lets it, else an address of the target's subnet.
+        let on_link = |a: &(Ipv4Addr, u8)| in_prefix(target, a.0, a.1);
+        let own = device.addrs.iter().find(|a| on_link(a)).or(device.addrs.first()).map(|a| a.0);
+        let of_its_subnet = |h: Ipv4Addr| device.addrs.iter().any(|a| on_link(a) && in_prefix(h, a.0, a.1));
+        let may = |&h: &Ipv4Addr| match self.in_dev_conf(dev, Conf::ArpAnnounce) {
+            1 => self.is_local_addr(h) && of_its_subnet(h),
+            2 => false,
+            _ => self.is_local_addr(h),
+        };
+        let source = hint.filter(may).or(own);
         let Some(source) = source else { return };
         self.arp_send(dev, REQUEST, unicast.unwrap_or(BROADCAST), MacAddr::default(), source, target);
     }

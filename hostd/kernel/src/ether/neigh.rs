@@ -252,7 +252,7 @@ impl Kernel {
         true
     }
 
-    fn neigh_create(&mut self, dev: u32, addr: Ipv4Addr) -> Option<u32> {
+    pub(super) fn neigh_create(&mut self, dev: u32, addr: Ipv4Addr) -> Option<u32> {
         let len = self.neigh.len() as i64;
         let s = &self.sysctl;
         let (thresh1, thresh2, thresh3) = (s.neigh_gc_thresh1, s.neigh_gc_thresh2, s.neigh_gc_thresh3);

@@ -6,6 +6,7 @@ use super::icmp;
 use super::route::RouteKind;
 use crate::Kernel;
 use crate::dev::net_device::IfIndex;
+use crate::ip::devconf::Conf;
 use crate::skb::{PacketType, SkBuff};
 use crate::trace::Point;
 use alloc::boxed::Box;
@@ -55,18 +56,25 @@ impl Kernel {
             return self.kfree_skb(skb, DropReason::IpInHdr);
         }
         if let Err(reason) = self.ip_validate_source(&skb, saddr, daddr, kind) {
-            self.inc(Mib::IpInAddrErrors);
+            if reason == DropReason::IpRpFilter {
+                self.inc(Mib::IPReversePathFilter);
+            }
             return self.kfree_skb(skb, reason);
         }
+        let in_many = matches!(skb.pkt_type, PacketType::Broadcast | PacketType::Multicast);
         match kind {
+            // RFC 1122 §3.3.6, where it is asked for.
+            RouteKind::Local | RouteKind::Unicast if in_many && self.in_dev_conf(IfIndex(skb.dev), Conf::DropUnicastInL2Multicast) != 0 => {
+                self.kfree_skb(skb, DropReason::UnicastInL2Multicast);
+            }
             RouteKind::Local | RouteKind::Broadcast => self.ip_local_deliver(skb, hdr),
             // Groups are joined by sockets: UDP and raw look for members, nobody else is there.
             RouteKind::Multicast => self.ip_local_deliver(skb, hdr),
             // A unicast address in a broadcast frame is not forwarded (RFC 1812 §5.3.4).
             RouteKind::Unicast if skb.pkt_type != PacketType::Host => self.kfree_skb(skb, DropReason::IpInvalidDest),
-            RouteKind::Unicast if self.sysctl.ip_forward == 0 => {
+            RouteKind::Unicast if self.in_dev_conf(IfIndex(skb.dev), Conf::Forwarding) == 0 => {
                 self.inc(Mib::IpInAddrErrors);
-                self.kfree_skb(skb, DropReason::IpInNoRoutes);
+                self.kfree_skb(skb, DropReason::IpInAddrErrors);
             }
             RouteKind::Unicast => self.ip_forward(skb, hdr),
         }
@@ -74,7 +82,8 @@ impl Kernel {
 
     /// Addresses that cannot be on the wire: martians (Linux `ip_route_input_slow`, `fib_validate_source`).
     fn ip_validate_source(&self, skb: &SkBuff, saddr: Ipv4Addr, daddr: Ipv4Addr, kind: RouteKind) -> Result<(), DropReason> {
-        let loopback = self.devs.get(IfIndex(skb.dev)).is_some_and(|d| d.is_loopback()) || skb.pkt_type == PacketType::Loopback;
+        let dev = IfIndex(skb.dev);
+        let loopback = self.devs.get(dev).is_some_and(|d| d.is_loopback()) || skb.pkt_type == PacketType::Loopback;
         if saddr.is_multicast() || saddr.is_broadcast() {
             return Err(DropReason::IpInvalidSource);
         }
@@ -89,25 +98,22 @@ impl Kernel {
         if loopback {
             return Ok(());
         }
-        if saddr.is_loopback() {
-            return Err(DropReason::IpLocalSource);
-        }
-        if daddr.is_loopback() {
-            return Err(DropReason::IpInvalidDest);
+        if saddr.is_loopback() || daddr.is_loopback() {
+            return Err(DropReason::IpLocalNet);
         }
         match self.inet_addr_type(saddr) {
+            RouteKind::Local if self.in_dev_conf(dev, Conf::AcceptLocal) != 0 => Ok(()),
             RouteKind::Local => Err(DropReason::IpLocalSource),
             RouteKind::Broadcast if !saddr.is_unspecified() => Err(DropReason::IpInvalidSource),
-            _ if self.sysctl.rp_filter > 0 && !saddr.is_unspecified() && !self.ip_reverse_path_ok(skb.dev, saddr) => {
-                Err(DropReason::IpRpFilter)
-            }
-            _ => Ok(()),
+            _ if saddr.is_unspecified() || self.ip_reverse_path_ok(dev, saddr) => Ok(()),
+            _ => Err(DropReason::IpRpFilter),
         }
     }
 
-    /// The source is where answers to it would go (RFC 3704); loosely (`rp_filter` 2), it is anywhere.
-    fn ip_reverse_path_ok(&self, dev: u32, saddr: Ipv4Addr) -> bool {
-        self.ip_route_input(saddr).is_some_and(|r| self.sysctl.rp_filter == 2 || r.dev == dev)
+    /// The source is where answers to it would go (RFC 3704), if `rp_filter` says so; loosely (2), it is anywhere.
+    fn ip_reverse_path_ok(&self, dev: IfIndex, saddr: Ipv4Addr) -> bool {
+        let rp_filter = self.in_dev_conf(dev, Conf::RpFilter);
+        rp_filter == 0 || self.ip_route_input(saddr).is_some_and(|r| rp_filter != 1 || r.dev == dev.0)
     }
 
     /// A packet for this host: reassembly, then its protocol (Linux `ip_local_deliver`).

@@ -4,7 +4,9 @@
 //! routes, and delivers (`frag.rs` first, if it is a piece) or forwards (`forward.rs`).
 //! Transmit: `output.rs` makes the header, cuts what is too long, and hands to the
 //! neighbour layer. `icmp.rs` answers, complains, and tells the protocols of the complaints of others.
+pub(crate) mod devconf;
 mod devinet;
+mod fib_table;
 mod forward;
 mod frag;
 pub(crate) mod header;

@@ -1,9 +1,8 @@
 //! Routing: longest prefix match (Linux `fib_lookup`), over a local and a main table.
 //!
-//! The local table holds our addresses and their broadcasts, and is asked first. A
-//! table is a vector sorted by prefix length, longest first, then network, then
-//! metric: a lookup is one binary search for each length that occurs.
+//! The local table holds our addresses and their broadcasts, and is asked first.
 
+use super::fib_table::Table;
 pub(crate) use super::ifaddr::{IFA_F_NOPREFIXROUTE, IFA_F_PERMANENT, IFA_F_SECONDARY, IfAddr};
 use crate::Kernel;
 use crate::dev::net_device::IfIndex;
@@ -140,14 +139,6 @@ pub(crate) const PROT_KERNEL: u8 = 2;
 /// `RTPROT_BOOT`.
 pub(crate) const PROT_BOOT: u8 = 3;
 
-/// Routes, sorted.
-#[derive(Debug, Default)]
-struct Table {
-    entries: Vec<Entry>,
-    /// Prefix lengths that occur, longest first, and where their entries begin.
-    lens: Vec<(u8, usize)>,
-}
-
 /// Addresses and routes.
 #[derive(Debug)]
 pub struct Fib {
@@ -159,6 +150,8 @@ pub struct Fib {
     /// Path MTU of destinations for which a router has named a smaller one, and until when to believe it.
     pmtu: HashMap<u32, (u32, Instant), KeyedState>,
     generation: u64,
+    /// Interfaces whose routes are passed over: they have no carrier, and `ignore_routes_with_linkdown` is set.
+    ignored: Vec<u32>,
 }
 
 /// How long a path MTU holds (Linux `mtu_expires`).
@@ -176,65 +169,6 @@ pub(crate) fn in_prefix(addr: Ipv4Addr, net: Ipv4Addr, len: u8) -> bool {
     (addr.to_bits() ^ net.to_bits()) & mask(len) == 0
 }
 
-impl Table {
-    fn order(e: &Entry) -> (core::cmp::Reverse<u8>, u32, u32) {
-        (core::cmp::Reverse(e.len), e.net, e.metric)
-    }
-
-    /// False if there is one of the same prefix and metric.
-    fn insert(&mut self, entry: Entry) -> bool {
-        let Err(at) = self.entries.binary_search_by_key(&Self::order(&entry), Self::order) else { return false };
-        self.entries.insert(at, entry);
-        self.index();
-        true
-    }
-
-    /// Adds a route behind all of the same prefix and metric (`NLM_F_APPEND`).
-    fn append(&mut self, entry: Entry) {
-        let at = self.entries.partition_point(|e| Self::order(e) <= Self::order(&entry));
-        self.entries.insert(at, entry);
-        self.index();
-    }
-
-    /// Takes out the first route that `matches`.
-    fn take(&mut self, matches: impl Fn(&Entry) -> bool) -> Option<Entry> {
-        let at = self.entries.iter().position(matches)?;
-        let entry = self.entries.remove(at);
-        self.index();
-        Some(entry)
-    }
-
-    /// False if there is none of this prefix and metric, gateway and interface.
-    fn remove(&mut self, entry: &Entry) -> bool {
-        let same = |e: &Entry| Self::order(e) == Self::order(entry) && e.via == entry.via && (entry.dev == 0 || e.dev == entry.dev);
-        self.take(same).is_some()
-    }
-
-    fn index(&mut self) {
-        self.lens.clear();
-        for (i, e) in self.entries.iter().enumerate() {
-            if self.lens.last().is_none_or(|l| l.0 != e.len) {
-                self.lens.push((e.len, i));
-            }
-        }
-    }
-
-    /// The entry of the longest prefix and, among equals, the lowest metric; through `oif` unless it is 0.
-    fn lookup(&self, addr: u32, oif: u32) -> Option<&Entry> {
-        for (i, &(len, start)) in self.lens.iter().enumerate() {
-            let end = self.lens.get(i + 1).map_or(self.entries.len(), |l| l.1);
-            let net = addr & mask(len);
-            let same_len = &self.entries[start..end];
-            let first = same_len.partition_point(|e| e.net < net);
-            let found = same_len[first..].iter().take_while(|e| e.net == net).find(|e| oif == 0 || e.dev == oif);
-            if found.is_some() {
-                return found;
-            }
-        }
-        None
-    }
-}
-
 impl Fib {
     /// No addresses, no routes; routers choose the destinations whose MTU is remembered.
     pub(crate) fn new(hash: KeyedState) -> Self {
@@ -245,6 +179,7 @@ impl Fib {
             mtus: Vec::new(),
             pmtu: HashMap::with_hasher(hash),
             generation: 0,
+            ignored: Vec::new(),
         }
     }
 
@@ -369,8 +304,36 @@ impl Fib {
 
     /// The route for a destination, and whether it is the local table's.
     pub(crate) fn lookup(&self, addr: Ipv4Addr, oif: u32) -> Option<(bool, &Entry)> {
-        let local = self.local.lookup(addr.to_bits(), 0).map(|e| (true, e));
-        local.or_else(|| self.main.lookup(addr.to_bits(), oif).map(|e| (false, e)))
+        let local = self.local_route(addr).map(|e| (true, e));
+        local.or_else(|| self.main_route(addr, oif).map(|e| (false, e)))
+    }
+
+    /// As [`Self::lookup`] in the main table, with carriers or without (`FIB_LOOKUP_IGNORE_LINKSTATE`).
+    pub(crate) fn lookup_for_gateway(&self, addr: Ipv4Addr, oif: u32) -> Option<&Entry> {
+        self.main.lookup(addr.to_bits(), oif, |_| true)
+    }
+
+    fn local_route(&self, addr: Ipv4Addr) -> Option<&Entry> {
+        self.local.lookup(addr.to_bits(), 0, |e| self.usable(e))
+    }
+
+    fn main_route(&self, addr: Ipv4Addr, oif: u32) -> Option<&Entry> {
+        self.main.lookup(addr.to_bits(), oif, |e| self.usable(e))
+    }
+
+    fn usable(&self, e: &Entry) -> bool {
+        self.ignored.is_empty() || e.kind == RouteKind::Local || !self.ignored.contains(&e.dev)
+    }
+
+    /// Sets the interfaces whose routes are passed over.
+    pub(crate) fn set_ignored(&mut self, ignored: Vec<u32>) {
+        self.ignored = ignored;
+        self.generation += 1;
+    }
+
+    /// True if routes through the interface are passed over.
+    pub(crate) fn ignores(&self, dev: u32) -> bool {
+        self.ignored.contains(&dev)
     }
 }
 
@@ -401,7 +364,7 @@ impl Kernel {
         let oif = if by_source { self.dev_get_by_addr(saddr).unwrap_or(0) } else { oif };
         let pick = |auto: Ipv4Addr| if saddr.is_unspecified() { auto } else { saddr };
         let fib = &self.fib;
-        if let Some(e) = fib.local.lookup(daddr.to_bits(), 0) {
+        if let Some(e) = fib.local_route(daddr) {
             if e.kind == RouteKind::Local {
                 return Ok(Route { kind: e.kind, dev: 1, saddr: pick(e.src), nexthop: daddr, mtu: fib.mtu(1) });
             }
@@ -414,7 +377,7 @@ impl Kernel {
         } else {
             RouteKind::Unicast
         };
-        let (dev, via, src, cap) = match fib.main.lookup(daddr.to_bits(), oif) {
+        let (dev, via, src, cap) = match fib.main_route(daddr, oif) {
             Some(Entry { reject: Some(reject), .. }) => return Err(reject.errno()),
             Some(e) => (e.dev, e.via, e.src, e.mtu),
             // The caller names the interface: the destination is taken to be on its link.
@@ -439,7 +402,7 @@ impl Kernel {
         if kind != RouteKind::Unicast {
             return Some(Route { kind, dev: 1, saddr: daddr, nexthop: daddr, mtu: fib.mtu(1) });
         }
-        let e = fib.main.lookup(daddr.to_bits(), 0).filter(|e| e.reject.is_none())?;
+        let e = fib.main_route(daddr, 0).filter(|e| e.reject.is_none())?;
         let nexthop = if e.via.is_unspecified() { daddr } else { e.via };
         Some(Route { kind, dev: e.dev, saddr: fib.select_addr(e.dev, nexthop), nexthop, mtu: fib.mtu(e.dev) })
     }
@@ -462,7 +425,7 @@ impl Kernel {
         if addr.is_multicast() {
             return RouteKind::Multicast;
         }
-        self.fib.local.lookup(addr.to_bits(), 0).map_or(RouteKind::Unicast, |e| e.kind)
+        self.fib.local_route(addr).map_or(RouteKind::Unicast, |e| e.kind)
     }
 
     /// Adds a route to the main table (Linux `fib_table_insert`).
@@ -483,7 +446,7 @@ impl Kernel {
             if self.inet_addr_type(via) != RouteKind::Unicast {
                 return Err(Errno::EINVAL);
             }
-            let on_link = self.fib.main.lookup(via.to_bits(), dev).filter(|e| e.via.is_unspecified());
+            let on_link = self.fib.lookup_for_gateway(via, dev).filter(|e| e.via.is_unspecified());
             on_link.ok_or(Errno::ENETUNREACH)?.dev
         };
         if !self.fib.main.insert(Entry::unicast(net.to_bits(), len, dev, via, metric)) {
@@ -527,67 +490,6 @@ impl Kernel {
         match self.fib.pmtu.get(&daddr.to_bits()) {
             Some(&(path, until)) if until > self.now => path.min(mtu),
             _ => mtu,
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    fn entry(net: u32, len: u8, metric: u32, dev: u32) -> Entry {
-        Entry::unicast(net & mask(len), len, dev, Ipv4Addr::UNSPECIFIED, metric)
-    }
-
-    #[test]
-    fn removed_route_is_not_found_and_others_are() {
-        let mut t = Table::default();
-        assert!(t.insert(entry(0x0a00_0000, 8, 0, 2)) && t.insert(entry(0x0a01_0000, 16, 0, 3)));
-        assert!(!t.remove(&entry(0x0a01_0000, 16, 1, 3)), "another metric");
-        assert!(!t.remove(&entry(0x0a01_0000, 16, 0, 4)), "another interface");
-        assert!(t.remove(&entry(0x0a01_0000, 16, 0, 0)), "whichever interface");
-        assert_eq!(t.lookup(0x0a01_0203, 0).map(|e| e.dev), Some(2));
-    }
-
-    #[test]
-    fn longest_prefix_wins_then_lowest_metric() {
-        let mut t = Table::default();
-        for (net, len, metric, dev) in
-            [(0, 0, 0, 1), (0x0a00_0000, 8, 0, 2), (0x0a01_0000, 16, 5, 3), (0x0a01_0000, 16, 1, 4), (0x0a01_0203, 32, 9, 5)]
-        {
-            assert!(t.insert(entry(net, len, metric, dev)));
-        }
-        assert!(!t.insert(entry(0, 0, 0, 7)), "same prefix, same metric");
-        let dev = |addr, oif| t.lookup(addr, oif).map(|e| e.dev);
-        assert_eq!(dev(0x0a01_0203, 0), Some(5));
-        assert_eq!(dev(0x0a01_0204, 0), Some(4));
-        assert_eq!(dev(0x0a01_0204, 3), Some(3));
-        assert_eq!(dev(0x0a02_0000, 0), Some(2));
-        assert_eq!(dev(0x0b00_0000, 0), Some(1));
-        assert_eq!(dev(0x0b00_0000, 9), None);
-    }
-
-    proptest! {
-        #[test]
-        fn lookup_equals_a_linear_scan(
-            routes in prop::collection::vec((any::<u32>(), 0u8..=32, 0u32..3, 1u32..4), 0..40),
-            near in any::<prop::sample::Index>(), noise in any::<u32>(), keep in 0u8..=32, oif in 0u32..4,
-        ) {
-            let mut t = Table::default();
-            let mut all: Vec<Entry> = Vec::new();
-            for (net, len, metric, dev) in routes {
-                let e = entry(net, len, metric, dev);
-                let fresh = !all.iter().any(|o| (o.net, o.len, o.metric) == (e.net, e.len, e.metric));
-                prop_assert_eq!(t.insert(e), fresh);
-                if fresh {
-                    all.push(e);
-                }
-            }
-            let addr = if all.is_empty() { noise } else { all[near.index(all.len())].net ^ (noise & !mask(keep)) };
-            let want = all.iter().filter(|e| addr & mask(e.len) == e.net && (oif == 0 || e.dev == oif))
-                .min_by_key(|e| (core::cmp::Reverse(e.len), e.metric));
-            prop_assert_eq!(t.lookup(addr, oif), want);
         }
     }
 }

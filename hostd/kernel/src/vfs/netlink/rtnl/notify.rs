@@ -79,7 +79,7 @@ impl Kernel {
         let (kind, flags) = if here { (rtm::NEWROUTE, flag::CREATE) } else { (rtm::DELROUTE, 0) };
         for (local, entry) in routes {
             let mut m = Message::new(kind, flags, 0, 0);
-            super::route::fill(&mut m, *local, entry, self.is_linkdown(entry));
+            super::route::fill(&mut m, *local, entry, self.nexthop_flags(entry));
             self.tell(group::IPV4_ROUTE, m.finish());
         }
     }

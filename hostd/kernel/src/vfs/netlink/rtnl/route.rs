@@ -6,6 +6,7 @@ use super::{AF_INET, AF_UNSPEC, rtm};
 use crate::Kernel;
 use crate::dev::net_device::IfIndex;
 use crate::errno::Errno;
+use crate::ip::devconf::Conf;
 use crate::ip::route::{Entry, Flow, How, Reject, Route, RouteKind};
 use alloc::vec::Vec;
 use core::net::Ipv4Addr;
@@ -26,6 +27,8 @@ const RTCF_BROADCAST: u32 = 0x1000_0000;
 const RTCF_MULTICAST: u32 = 0x2000_0000;
 /// `RTNH_F_ONLINK`.
 const ONLINK: u32 = 4;
+/// `RTNH_F_DEAD`.
+const DEAD: u32 = 1;
 /// `RTNH_F_LINKDOWN`.
 const LINKDOWN: u32 = 16;
 /// `RTAX_MTU`.
@@ -119,7 +122,7 @@ impl Kernel {
         let flags = flag::MULTI | if want == (0, 0, 0, 0) { 0 } else { flag::DUMP_FILTERED };
         let one = |(local, e): (bool, &Entry)| {
             let mut m = req.reply(rtm::NEWROUTE, flags);
-            fill(&mut m, local, e, self.is_linkdown(e));
+            fill(&mut m, local, e, self.nexthop_flags(e));
             m.finish()
         };
         Ok(Answer::Dump(all.filter(|r| matches(r.0, r.1)).map(one).collect()))
@@ -138,7 +141,7 @@ impl Kernel {
         } else {
             self.devs.get(IfIndex(iif)).ok_or(Errno::ENODEV)?;
             let route = self.ip_route_input(daddr).ok_or(Errno::EHOSTUNREACH)?;
-            if route.kind == RouteKind::Unicast && self.sysctl.ip_forward == 0 {
+            if route.kind == RouteKind::Unicast && self.in_dev_conf(IfIndex(iif), Conf::Forwarding) == 0 {
                 return Err(Errno::EHOSTUNREACH.into());
             }
             route
@@ -147,7 +150,7 @@ impl Kernel {
         if msg.flags & F_FIB_MATCH != 0 {
             let (local, entry) = found.ok_or(Errno::EHOSTUNREACH)?;
             let mut m = req.reply(rtm::NEWROUTE, 0);
-            fill(&mut m, local, &entry, self.is_linkdown(&entry));
+            fill(&mut m, local, &entry, self.nexthop_flags(&entry));
             return Ok(Answer::One(m.finish()));
         }
         let lookup = msg.flags & F_LOOKUP_TABLE != 0;
@@ -242,8 +245,8 @@ impl Kernel {
         if onlink {
             return if entry.dev == 0 { refuse(Errno::ENODEV, "Nexthop device is missing") } else { Ok(entry) };
         }
-        match self.fib.lookup(entry.via, entry.dev) {
-            Some((false, e)) if e.via.is_unspecified() && e.reject.is_none() => {
+        match self.fib.lookup_for_gateway(entry.via, entry.dev) {
+            Some(e) if e.via.is_unspecified() && e.reject.is_none() => {
                 entry.dev = e.dev;
                 Ok(entry)
             }
@@ -332,9 +335,19 @@ fn kind_of(e: &Entry) -> u8 {
     }
 }
 
-/// `struct rtmsg` and its attributes (Linux `fib_dump_info`).
-pub(super) fn fill(m: &mut Message, local: bool, e: &Entry, linkdown: bool) {
-    let flags = if linkdown { LINKDOWN } else { 0 };
+impl Kernel {
+    /// `RTNH_F_*` of a route: without a carrier, and passed over for that.
+    pub(super) fn nexthop_flags(&self, e: &Entry) -> u32 {
+        match (self.is_linkdown(e), self.fib.ignores(e.dev)) {
+            (false, _) => 0,
+            (true, false) => LINKDOWN,
+            (true, true) => LINKDOWN | DEAD,
+        }
+    }
+}
+
+/// `struct rtmsg` and its attributes (Linux `fib_dump_info`); `flags`: [`Kernel::nexthop_flags`].
+pub(super) fn fill(m: &mut Message, local: bool, e: &Entry, flags: u32) {
     let table = if local { TABLE_LOCAL } else { TABLE_MAIN };
     m.bytes(&[AF_INET, e.len, 0, 0, table as u8, e.proto, e.scope, kind_of(e)]).bytes(&flags.to_ne_bytes());
     m.u32(rta::TABLE, table);
