@@ -95,8 +95,6 @@ pub struct Guests {
     sets: epoll::Sets,
     /// Files whose descriptor a thread is closing: who, which.
     closing: Vec<(i32, i32)>,
-    /// Files with `SO_LINGER`: closing may take time.
-    lingering: HashSet<i32, FxBuildHasher>,
     /// Placeholders of packet sockets that are being mapped.
     mappings: Vec<mapping::Mapping>,
     /// A socket of hostd's own, for questions about interfaces on real sockets.
@@ -127,7 +125,6 @@ impl Guests {
             placeholders: Placeholders::default(),
             sets: epoll::Sets::default(),
             closing: Vec::new(),
-            lingering: HashSet::default(),
             mappings: Vec::new(),
             control: None,
             files: Vec::new(),

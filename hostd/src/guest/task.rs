@@ -167,11 +167,11 @@ impl Guests {
     pub(super) fn close_handle(&mut self, shared: &Shared, handle: i32) {
         self.placeholders.remove(handle);
         let Some(root) = self.root else { return };
-        if !self.lingering.remove(&handle) {
+        if !shared.kernel().lingers(root, handle) {
             shared.guest_syscall(root, Call::Close(handle));
             return;
         }
-        // It may take its time: a task of its own waits.
+        // It may take its time: a task of its own waits. The one that holds all files must not.
         let id: TaskId = shared.clone_task(root, "linger");
         if shared.guest_syscall(id, Call::Close(handle)).is_some() {
             shared.end_guest_task(id);

@@ -135,6 +135,8 @@ impl Kernel {
         let mut sk = self.socks.take(id).expect("just made");
         sk.creator = Some(task);
         sk.opt.rcvlowat = 1;
+        // Linux has it on in `inet_create` alone.
+        sk.inet.mc_all_off = sk.family == AF_INET6;
         match &sk.proto {
             Proto::Tcp(_) => self.tcp_init_sock(&mut sk),
             &Proto::Raw { protocol, .. } => {
@@ -487,7 +489,7 @@ impl Kernel {
     /// has acknowledged all, or the time is over.
     pub(crate) fn close_file(&mut self, task: TaskId, file: FileId) -> Flow {
         if let (FileKind::Socket(id), true) = (self.vfs.file(file).kind, self.vfs.is_last(file))
-            && let Some(time) = self.lingers(id)
+            && let Some(time) = self.linger_time(id)
         {
             self.release_file(file);
             self.lock_sock(id, |k, sk| {
@@ -501,7 +503,12 @@ impl Kernel {
         Flow::Done(Ret::Value(0))
     }
 
-    fn lingers(&self, id: SockId) -> Option<Duration> {
+    /// True if closing the descriptor's file may have to wait for the peer (`SO_LINGER`, its own or its listener's).
+    pub fn lingers(&self, task: TaskId, fd: Fd) -> bool {
+        self.fget_sock(task, fd).is_ok_and(|(_, id)| self.linger_time(id).is_some())
+    }
+
+    fn linger_time(&self, id: SockId) -> Option<Duration> {
         let sk = self.socks.get(id)?;
         let time = sk.opt.linger.filter(|t| !t.is_zero())?;
         // Unread data means a reset at once: nothing to wait for.

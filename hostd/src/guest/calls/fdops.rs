@@ -30,10 +30,10 @@ const UTSNAME: usize = 6 * UTS_FIELD;
 
 impl Guests {
     /// The machine's kernel closes the descriptor; if that was the last reference, the model's file follows.
-    pub(super) fn sys_close(&mut self, c: Caller, listener: &Rc<Listener>, n: &Notif) -> Result<Outcome> {
+    pub(super) fn sys_close(&mut self, shared: &Shared, c: Caller, listener: &Rc<Listener>, n: &Notif) -> Result<Outcome> {
         let fd = n.args[0] as i32;
         match self.kind(c, fd) {
-            Kind::Modelled(handle) if self.lingering.contains(&handle) => return self.close_lingering(c, listener, n, handle),
+            Kind::Modelled(handle) if shared.kernel().lingers(c.task, handle) => return self.close_lingering(c, listener, n, handle),
             Kind::Epoll(_) => self.sets.suspect(),
             _ => {}
         }
@@ -51,7 +51,6 @@ impl Guests {
         }
         self.closing.retain(|c| c.1 != handle);
         self.placeholders.remove(handle);
-        self.lingering.remove(&handle);
         Ok(Outcome::Call(Call::Close(handle), Finish::Closed))
     }
 

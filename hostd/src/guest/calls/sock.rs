@@ -62,7 +62,7 @@ impl Guests {
         Ok(Outcome::Call(Call::Shutdown(handle, how), Finish::Value))
     }
 
-    pub(super) fn sys_setsockopt(&mut self, shared: &Shared, c: Caller, handle: i32, a: &Args) -> Result<Outcome> {
+    pub(super) fn sys_setsockopt(shared: &Shared, c: Caller, handle: i32, a: &Args) -> Result<Outcome> {
         let (level, name) = (a[1] as i32, a[2] as i32);
         let len = usize::try_from(a[4] as i32).map_err(|_| Errno::EINVAL)?;
         let mut value = vec![0; len.min(MAX_OPTION)];
@@ -71,12 +71,6 @@ impl Guests {
         }
         match (level, name) {
             (libc::SOL_SOCKET, libc::SO_ATTACH_FILTER | libc::SO_ATTACH_REUSEPORT_CBPF) => value = read_filter(c.mem, &value)?,
-            (libc::SOL_SOCKET, libc::SO_LINGER) if value.len() >= 8 => {
-                match u32_at(&value, 0) != 0 && u32_at(&value, 4) != 0 {
-                    true => self.lingering.insert(handle),
-                    false => self.lingering.remove(&handle),
-                };
-            }
             (SOL_PACKET, PACKET_RX_RING) => return Self::set_ring(shared, c, handle, &value),
             _ => {}
         }
