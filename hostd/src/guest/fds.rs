@@ -82,13 +82,14 @@ impl FdCache {
         }
     }
 
-    /// Thread `tid` closes descriptors `first` to `last`: the modelled files that are known among them.
+    /// Thread `tid` closes descriptors `first` to `last`: the modelled files that are known among them, in the order
+    /// in which the machine's kernel lets go of them: the last one first (Linux `task_work_run`).
     pub fn closing_range(&mut self, first: u32, last: u32, tid: i32) -> Vec<i32> {
         self.tombs.push((ALL, tid));
         let end = (last as usize).saturating_add(1).min(self.known.len());
         let Some(range) = self.known.get_mut(first as usize..end) else { return Vec::new() };
         let modelled = |k: &Kind| if let Kind::Modelled(handle) = k { Some(*handle) } else { None };
-        let gone = range.iter().filter_map(modelled).collect();
+        let gone = range.iter().rev().filter_map(modelled).collect();
         range.fill(Kind::None);
         gone
     }
@@ -189,7 +190,8 @@ mod tests {
         let mut cache = FdCache::default();
         (0..10).for_each(|fd| cache.note(fd, Kind::Real));
         cache.note(5, Kind::Modelled(7));
-        assert_eq!(cache.closing_range(3, u32::MAX, 100), [7]);
+        cache.note(6, Kind::Modelled(4));
+        assert_eq!(cache.closing_range(3, u32::MAX, 100), [4, 7]);
         assert_eq!((cache.get(2), cache.get(3), cache.get(9)), (Some(Kind::Real), None, None));
         cache.note(4, Kind::Real);
         assert_eq!(cache.get(4), None);
