@@ -255,6 +255,8 @@ pub struct SockOpts {
     pub oobinline: bool,
     /// `SO_LINGER`.
     pub linger: Option<Duration>,
+    /// The time of `SO_LINGER` that was set last: it is shown even when switched off.
+    pub lingertime: Duration,
     /// `SO_RCVTIMEO`; `None`: for ever.
     pub rcvtimeo: Option<Duration>,
     /// `SO_SNDTIMEO`; `None`: for ever.

@@ -80,7 +80,7 @@ pub enum OptVal {
     /// `SO_RCVTIMEO`, `SO_SNDTIMEO`; zero: none.
     Time(Duration),
     /// `SO_LINGER`.
-    Linger(Option<Duration>),
+    Linger(bool, Duration),
     /// `TCP_CONGESTION`, `SO_BINDTODEVICE`.
     Bytes(Vec<u8>),
     /// `IP_ADD_MEMBERSHIP`, `IP_DROP_MEMBERSHIP`: group, interface address, ifindex.

@@ -163,7 +163,7 @@ fn options_read_back_as_linux_stores_them() {
     for (name, value) in [(2, 0), (2, 256), (10, 6), (33, 256)] {
         assert_eq!(a.err(&mut lab, Call::SetSockOpt(fd, 0, name, OptVal::Int(value))), Errno::EINVAL, "{name} = {value}");
     }
-    let linger = OptVal::Linger(Some(Duration::from_secs(3)));
+    let linger = OptVal::Linger(true, Duration::from_secs(3));
     a.ok(&mut lab, Call::SetSockOpt(fd, SOL_SOCKET, 13, linger.clone()));
     assert_eq!(a.now(&mut lab, Call::GetSockOpt(fd, SOL_SOCKET, 13)), Ret::Opt(linger));
     assert_eq!(a.err(&mut lab, Call::GetSockOpt(fd, 41, 26)), Errno::EOPNOTSUPP, "not an IPv6 socket");

@@ -312,7 +312,7 @@ fn half_closed_connection_still_carries_the_other_half() {
 #[test]
 fn lingering_close_waits_for_the_last_acknowledgement() {
     let (mut lab, (a, fa), _, _) = connected(14);
-    let linger = |d| Call::SetSockOpt(fa, SOL_SOCKET, SO_LINGER, OptVal::Linger(Some(d)));
+    let linger = |d| Call::SetSockOpt(fa, SOL_SOCKET, SO_LINGER, OptVal::Linger(true, d));
     a.ok(&mut lab, linger(Duration::from_secs(5)));
     a.send(&mut lab, fa, b"last words");
     let start = lab.now;
@@ -323,14 +323,14 @@ fn lingering_close_waits_for_the_last_acknowledgement() {
     assert!(lab.now - start < Duration::from_millis(100), "{:?}", lab.now - start);
 
     let (mut lab, (a, fa), _, _) = connected(15);
-    a.ok(&mut lab, Call::SetSockOpt(fa, SOL_SOCKET, SO_LINGER, OptVal::Linger(Some(Duration::from_secs(5)))));
+    a.ok(&mut lab, Call::SetSockOpt(fa, SOL_SOCKET, SO_LINGER, OptVal::Linger(true, Duration::from_secs(5))));
     lab.hook(0, |_, _| Verdict::Drop);
     let start = lab.now;
     assert_eq!(a.call(&mut lab, Call::Close(fa)), Ret::Value(0));
     assert_eq!(lab.now - start, Duration::from_secs(5), "not longer than asked");
 
     let (mut lab, (a, fa), (b, fb), _) = connected(16);
-    a.ok(&mut lab, Call::SetSockOpt(fa, SOL_SOCKET, SO_LINGER, OptVal::Linger(Some(Duration::ZERO))));
+    a.ok(&mut lab, Call::SetSockOpt(fa, SOL_SOCKET, SO_LINGER, OptVal::Linger(true, Duration::ZERO)));
     a.ok(&mut lab, Call::Close(fa));
     lab.run_for(Duration::from_millis(5));
     assert_eq!(b.recv_err(&mut lab, fb, 0), Errno::ECONNRESET);

@@ -188,7 +188,7 @@ fn linger_zero_resets_and_reader_wakes() {
     let (mut lab, (a, fa), (b, fb)) = connected(12);
     let buffer = b.buffer(&lab, 10);
     b.blocks(&mut lab, Prog::recv_call(fb, buffer, 0));
-    a.ok(&mut lab, Call::SetSockOpt(fa, 1, 13, OptVal::Linger(Some(Duration::ZERO))));
+    a.ok(&mut lab, Call::SetSockOpt(fa, 1, 13, OptVal::Linger(true, Duration::ZERO)));
     a.ok(&mut lab, Call::Close(fa));
     assert_eq!(b.wait(&mut lab), Ret::Err(Errno::ECONNRESET));
     assert_eq!(mib(&lab, A, Mib::TW), 0);

@@ -16,8 +16,12 @@ pub const AF_PACKET: u16 = 17;
 /// Most octets of an address (`struct sockaddr_storage`).
 pub const SOCKADDR_MAX: usize = 128;
 
+/// Octets of `struct sockaddr_in`.
+const SIN_LEN: usize = 16;
 /// Octets of `struct sockaddr_in6` before `sin6_scope_id` came (RFC 2133): still accepted.
 const SIN6_LEN_RFC2133: usize = 24;
+/// A link-local network, which says nothing without the link.
+const LINK_LOCAL: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0);
 /// Octets of `struct sockaddr_ll` up to its address.
 const LL_FIXED: usize = 12;
 
@@ -50,7 +54,13 @@ impl SockAddr {
         match family {
             0 => Ok(Self::Unspec(sockaddr_in(b))),
             AF_INET => sockaddr_in(b).map(|a| Self::Inet(a.into())).ok_or(Errno::EINVAL),
-            AF_INET6 => sockaddr_in6(b).map(|a| Self::Inet(a.into())).ok_or(Errno::EINVAL),
+            AF_INET6 => match sockaddr_in6(b) {
+                Some(a) => Ok(Self::Inet(a.into())),
+                // Long enough for `AF_INET` sockets, which look at the family first (`EAFNOSUPPORT`); those of
+                // `AF_INET6` refuse the length as they refuse this: a link without its number (`EINVAL`).
+                None if b.len() >= SIN_LEN => Ok(Self::Inet(SocketAddrV6::new(LINK_LOCAL, 0, 0, 0).into())),
+                None => Err(Errno::EINVAL),
+            },
             AF_NETLINK => {
                 let word = |at| octets(b, at).map(u32::from_ne_bytes).ok_or(Errno::EINVAL);
                 Ok(Self::Netlink(word(4)?, word(8)?))
@@ -122,7 +132,7 @@ pub(crate) fn octets<const N: usize>(b: &[u8], at: usize) -> Option<[u8; N]> {
 }
 
 fn sockaddr_in(b: &[u8]) -> Option<SocketAddrV4> {
-    if b.len() < 16 {
+    if b.len() < SIN_LEN {
         return None;
     }
     Some(SocketAddrV4::new(Ipv4Addr::from(octets::<4>(b, 4)?), u16::from_be_bytes(octets(b, 2)?)))
@@ -187,6 +197,7 @@ mod tests {
         assert_eq!(SockAddr::Other(1).inet(), Err(Errno::EAFNOSUPPORT));
         let v6 = emit_inet(&"[::1]:80".parse().expect("an address"));
         assert!(SockAddr::parse(&v6[..24]).is_ok(), "without scope");
-        assert_eq!(SockAddr::parse(&v6[..23]), Err(Errno::EINVAL));
+        assert_eq!(SockAddr::parse(&v6[..23]), Ok(SockAddr::Inet("[fe80::]:0".parse().expect("an address"))));
+        assert_eq!(SockAddr::parse(&v6[..15]), Err(Errno::EINVAL));
     }
 }

@@ -58,6 +58,8 @@ pub mod nr {
     pub const SIOCGARP: u32 = 0x8954;
     pub const SIOCSARP: u32 = 0x8955;
     pub const SIOCGIFMAP: u32 = 0x8970;
+    pub const SIOCDEVPRIVATE: u32 = 0x89f0;
+    pub const SIOCDEVPRIVATE_LAST: u32 = 0x89ff;
 }
 
 /// Octets of `struct ifreq`.

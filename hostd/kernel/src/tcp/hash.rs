@@ -1,6 +1,7 @@
 //! Where connections, listeners and bound ports are found (Linux `inet_hashtables.c`,
 //! `inet_connection_sock.c`).
 
+use super::bucket::{Bucket, Wish};
 use super::header::flag;
 use super::minisock::{Mini, RequestSock, TimewaitSock};
 use super::secure::{Key, Secrets, Tuple, siphash};
@@ -14,7 +15,7 @@ use crate::skb::{Frag, SkBuff};
 use crate::sock::{Sock, SockId};
 use crate::time::Instant;
 use alloc::boxed::Box;
-use alloc::collections::{BTreeSet, VecDeque};
+use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 use core::net::Ipv4Addr;
 use core::time::Duration;
@@ -51,12 +52,13 @@ pub enum Owner {
     Mini(u64),
 }
 
-/// A port in use (`inet_bind_bucket`).
-#[derive(Debug, Default)]
-pub struct BindBucket {
-    owners: BTreeSet<Owner>,
-    /// A program bound it (not `connect`).
-    bound: bool,
+/// How an owner came by its port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hold {
+    /// `connect` chose it, for this connection alone (Linux `SOCK_CONNECT_BIND`).
+    Connect,
+    /// A program bound it, or it is a listener's.
+    Bind,
 }
 
 /// What a conflict check looks at in an owner.
@@ -86,7 +88,7 @@ pub struct TcpTable {
     pub sysctl: TcpSysctl,
     ehash: HashMap<ConnKey, Entry, KeyedState>,
     listeners: HashMap<u16, Vec<SockId>, FxBuildHasher>,
-    bind: HashMap<u16, BindBucket, FxBuildHasher>,
+    bind: HashMap<u16, Bucket, FxBuildHasher>,
     minis: HashMap<u64, Mini, FxBuildHasher>,
     last_mini: u64,
     secrets: Option<Secrets>,
@@ -152,7 +154,7 @@ impl TcpTable {
         let t = *mini.tuple();
         if let Mini::Timewait(tw) = &mini {
             self.tw_count += 1;
-            self.bind.entry(tw.tuple.sport).or_default().owners.insert(Owner::Mini(id));
+            self.add_owner(tw.tuple.sport, Owner::Mini(id), tw.hold);
         }
         self.hash(&t, Entry::Mini(id));
         self.minis.insert(id, mini);
@@ -214,19 +216,19 @@ impl TcpTable {
     }
 
     /// Makes a socket (co-)owner of a port.
-    pub fn add_owner(&mut self, port: u16, owner: Owner, bound: bool) {
-        let b = self.bind.entry(port).or_default();
-        b.owners.insert(owner);
-        b.bound |= bound;
+    pub fn add_owner(&mut self, port: u16, owner: Owner, hold: Hold) {
+        self.bind.entry(port).or_default().add(owner, hold);
+    }
+
+    /// How a socket came by its port.
+    pub fn hold(&self, port: u16, owner: Owner) -> Hold {
+        self.bind.get(&port).and_then(|b| b.hold(owner)).unwrap_or(Hold::Connect)
     }
 
     /// Gives a port back.
     pub fn put_owner(&mut self, port: u16, owner: Owner) {
-        if let Some(b) = self.bind.get_mut(&port) {
-            b.owners.remove(&owner);
-            if b.owners.is_empty() {
-                self.bind.remove(&port);
-            }
+        if self.bind.get_mut(&port).is_some_and(|b| b.remove(owner)) {
+            self.bind.remove(&port);
         }
     }
 }
@@ -303,7 +305,7 @@ impl Kernel {
     fn inet_csk_bind_conflict(&self, sk: &Sock, addr: Ipv4Addr, port: u16, relax: bool) -> bool {
         let Some(bucket) = self.tcp.bind.get(&port) else { return false };
         let (four, six_only) = sk.families();
-        bucket.owners.iter().filter(|&&o| o != Owner::Sock(sk.id)).any(|&o| {
+        bucket.owners().filter(|&o| o != Owner::Sock(sk.id)).any(|o| {
             let Some(v) = self.owner_view(o) else { return false };
             if four && v.families.1 || six_only && v.families.0 {
                 return false;
@@ -322,9 +324,10 @@ impl Kernel {
     /// # Errors
     /// `EADDRINUSE`.
     pub(crate) fn tcp_get_port(&mut self, sk: &mut Sock, addr: Ipv4Addr, port: u16) -> Result<(), Errno> {
+        let wish = Wish::of(sk, addr);
         let port = if port == 0 {
             self.inet_csk_find_open_port(sk, addr).ok_or(Errno::EADDRINUSE)?
-        } else if self.inet_csk_bind_conflict(sk, addr, port, true) {
+        } else if !self.tcp.bind.get(&port).is_some_and(|b| b.admits(&wish)) && self.inet_csk_bind_conflict(sk, addr, port, true) {
             return Err(Errno::EADDRINUSE);
         } else {
             port
@@ -332,7 +335,9 @@ impl Kernel {
         if sk.tp().owns_port && sk.sport != port {
             self.tcp.put_owner(sk.sport, Owner::Sock(sk.id));
         }
-        self.tcp.add_owner(port, Owner::Sock(sk.id), true);
+        let bucket = self.tcp.bind.entry(port).or_default();
+        bucket.bound(&wish);
+        bucket.add(Owner::Sock(sk.id), Hold::Bind);
         sk.rcv_saddr = addr;
         sk.saddr = addr;
         sk.sport = port;
@@ -385,11 +390,11 @@ impl Kernel {
                 }
                 let port = low + offset as u16;
                 // A port that a program bound is its own.
-                if self.tcp.bind.get(&port).is_some_and(|b| b.bound) || !self.inet_check_established(sk, port) {
+                if self.tcp.bind.get(&port).is_some_and(|b| b.is_bound()) || !self.inet_check_established(sk, port) {
                     continue;
                 }
                 self.tcp.perturb[index] = self.tcp.perturb[index].wrapping_add(i + 2);
-                self.tcp.add_owner(port, Owner::Sock(sk.id), false);
+                self.tcp.add_owner(port, Owner::Sock(sk.id), Hold::Connect);
                 sk.sport = port;
                 sk.tp_mut().owns_port = true;
                 return Ok(());

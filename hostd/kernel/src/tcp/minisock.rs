@@ -1,6 +1,7 @@
 //! Minisockets: connections that are not yet (SYN_RECV) or no longer (TIME_WAIT)
 //! worth a socket (Linux `request_sock`, `inet_timewait_sock`).
 
+use super::hash::Hold;
 use super::secure::Tuple;
 use super::seq::SeqNum;
 use super::state::State;
@@ -99,6 +100,8 @@ pub struct TimewaitSock {
     pub reuseaddr: bool,
     /// `SO_REUSEPORT` of the socket.
     pub reuseport: bool,
+    /// How the socket came by its port.
+    pub hold: Hold,
     /// Next expected.
     pub rcv_nxt: SeqNum,
     /// Next to be sent.

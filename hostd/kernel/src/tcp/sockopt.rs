@@ -35,9 +35,11 @@ pub mod opt {
     pub const USER_TIMEOUT: i32 = 18;
     pub const FASTOPEN: i32 = 23;
     pub const NOTSENT_LOWAT: i32 = 25;
+    pub const SAVE_SYN: i32 = 27;
     pub const FASTOPEN_CONNECT: i32 = 30;
     pub const ULP: i32 = 31;
     pub const FASTOPEN_KEY: i32 = 33;
+    pub const INQ: i32 = 36;
     pub const IS_MPTCP: i32 = 43;
 }
 
@@ -139,6 +141,27 @@ impl Kernel {
         Ok(())
     }
 
+    /// `SO_RCVLOWAT`: at most half of what the receive buffer may become, which grows so that as much fits
+    /// (Linux `tcp_set_rcvlowat`).
+    pub(crate) fn tcp_set_rcvlowat(&mut self, sk: &mut Sock, lowat: u32) {
+        let most = if sk.rcvbuf_locked { sk.rcvbuf } else { self.tcp.sysctl.rmem[2] } / 2;
+        let lowat = lowat.min(most);
+        sk.opt.rcvlowat = lowat.max(1);
+        // What is there may be enough now.
+        self.tcp_data_ready(sk);
+        if sk.rcvbuf_locked {
+            return;
+        }
+        let tp = tp!(sk);
+        let space = tp.space_from_win(lowat.saturating_mul(2));
+        if space > sk.rcvbuf {
+            sk.rcvbuf = space;
+            if tp.window_clamp != 0 && tp.window_clamp < lowat * 2 {
+                tp.window_clamp = lowat * 2;
+            }
+        }
+    }
+
     /// `SO_KEEPALIVE` changed.
     pub(crate) fn keepalive_changed(&mut self, sk: &mut Sock) {
         self.tcp_set_keepalive(sk);
@@ -199,6 +222,8 @@ impl Kernel {
             }
             opt::FASTOPEN => tp.opts.fastopen_qlen,
             opt::FASTOPEN_CONNECT | opt::THIN_DUPACK | opt::IS_MPTCP => 0,
+            // They cannot be switched on.
+            opt::SAVE_SYN | opt::INQ => 0,
             opt::THIN_LINEAR_TIMEOUTS => tp.opts.thin_lto.into(),
             opt::ULP => return Ok(OptVal::Bytes(Vec::new())),
             opt::INFO => return Ok(OptVal::Bytes(tp.info_bytes(self.now))),

@@ -84,6 +84,8 @@ impl Kernel {
             nr::SIOCADDRT | nr::SIOCDELRT => self.ip_rt_ioctl(cmd == nr::SIOCADDRT, arg).map(|()| Ret::Value(0)),
             nr::SIOCGARP | nr::SIOCSARP | nr::SIOCDARP => self.arp_ioctl(cmd, arg),
             nr::SIOCGIFFLAGS..=nr::SIOCSIFTXQLEN | nr::SIOCGIFMAP => self.if_ioctl(cmd, arg),
+            // No device here has requests of its own, but it is looked up first.
+            nr::SIOCDEVPRIVATE..=nr::SIOCDEVPRIVATE_LAST if arg.len() >= IFREQ_LEN => self.ifreq_dev(arg).and(Err(Errno::EOPNOTSUPP)),
             _ => Err(Errno::ENOTTY),
         }
     }

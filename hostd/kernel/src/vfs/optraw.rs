@@ -71,7 +71,7 @@ fn decode_socket(name: i32, b: &[u8]) -> Result<OptVal, Errno> {
         so::LINGER => {
             let (on, secs) = (octets(b, 0).ok_or(Errno::EINVAL)?, octets(b, 4).ok_or(Errno::EINVAL)?);
             let time = Duration::from_secs(u64::from(u32::from_ne_bytes(secs)));
-            Ok(OptVal::Linger((i32::from_ne_bytes(on) != 0).then_some(time)))
+            Ok(OptVal::Linger(i32::from_ne_bytes(on) != 0, time))
         }
         so::RCVTIMEO | so::SNDTIMEO | so::RCVTIMEO_NEW | so::SNDTIMEO_NEW => timeval(b).map(OptVal::Time),
         // An `unsigned long` says more than an `unsigned int`.
@@ -167,10 +167,7 @@ fn encode(lvl: i32, name: i32, val: OptVal, room: usize) -> Result<Ret, Errno> {
             rate.to_ne_bytes().to_vec()
         }
         OptVal::Int(n) => n.to_ne_bytes().to_vec(),
-        OptVal::Linger(time) => {
-            let secs = time.map_or(0, |t| t.as_secs() as i32);
-            [i32::from(time.is_some()), secs].map(i32::to_ne_bytes).concat()
-        }
+        OptVal::Linger(on, time) => [i32::from(on), time.as_secs() as i32].map(i32::to_ne_bytes).concat(),
         OptVal::Time(t) => [t.as_secs(), u64::from(t.subsec_micros())].map(u64::to_ne_bytes).concat(),
         OptVal::Membership(_, addr, _) | OptVal::Source(_, _, addr, _) => addr.octets().to_vec(),
         OptVal::Bytes(b) => match (lvl, name) {

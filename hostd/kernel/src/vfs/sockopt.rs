@@ -128,15 +128,21 @@ impl Kernel {
                 }
             }
             so::RCVLOWAT => {
-                sk.opt.rcvlowat = match int(val)? {
+                let lowat = match int(val)? {
                     n if n < 0 => i32::MAX as u32,
-                    n => (n as u32).max(1),
+                    n => n as u32,
+                };
+                if tcp {
+                    self.tcp_set_rcvlowat(sk, lowat);
+                } else {
+                    sk.opt.rcvlowat = lowat.max(1);
                 }
             }
             so::RCVTIMEO | so::RCVTIMEO_NEW => sk.opt.rcvtimeo = time(val)?,
             so::SNDTIMEO | so::SNDTIMEO_NEW => sk.opt.sndtimeo = time(val)?,
             so::LINGER => match val {
-                OptVal::Linger(d) => sk.opt.linger = *d,
+                OptVal::Linger(true, time) => (sk.opt.linger, sk.opt.lingertime) = (Some(*time), *time),
+                OptVal::Linger(false, _) => sk.opt.linger = None,
                 _ => return Err(Errno::EINVAL),
             },
             so::PEEK_OFF if tcp || matches!(sk.proto, Proto::Udp(_)) => sk.opt.peek_off = u32::try_from(int(val)?).ok(),
@@ -227,7 +233,7 @@ impl Kernel {
             so::NETNS_COOKIE => return Ok(OptVal::Bytes(1u64.to_ne_bytes().to_vec())),
             so::RCVTIMEO | so::RCVTIMEO_NEW => return Ok(OptVal::Time(sk.opt.rcvtimeo.unwrap_or_default())),
             so::SNDTIMEO | so::SNDTIMEO_NEW => return Ok(OptVal::Time(sk.opt.sndtimeo.unwrap_or_default())),
-            so::LINGER => return Ok(OptVal::Linger(sk.opt.linger)),
+            so::LINGER => return Ok(OptVal::Linger(sk.opt.linger.is_some(), sk.opt.lingertime)),
             so::BINDTODEVICE => return Ok(OptVal::Bytes(self.dev_name(sk.bound_dev_if))),
             so::ATTACH_FILTER => return Ok(OptVal::Bytes(sk.filter.as_ref().map(|f| f.octets()).unwrap_or_default())),
             so::COOKIE => return Ok(OptVal::Bytes(u64::from(sk.id.0).to_ne_bytes().to_vec())),

@@ -86,9 +86,10 @@ impl Kernel {
     pub(crate) fn tcp_data_ready(&mut self, sk: &mut Sock) {
         let tp = sk.tp();
         let avail = tp.rcv_nxt - tp.copied_seq;
-        let enough = avail >= sk.opt.rcvlowat.max(1)
-            || sk.rmem_alloc > sk.rcvbuf.saturating_sub(sk.rcvbuf / 8)
-            || tp.receive_window() <= tp.ack.rcv_mss;
+        let enough = avail > 0
+            && (avail >= sk.opt.rcvlowat.max(1)
+                || sk.rmem_alloc > sk.rcvbuf.saturating_sub(sk.rcvbuf / 8)
+                || tp.receive_window() <= tp.ack.rcv_mss);
         if enough || sk.shutdown & RCV_SHUTDOWN != 0 {
             self.sk_data_ready(sk);
         }

@@ -5,7 +5,7 @@ use crate::Kernel;
 use crate::ip::route::Flow;
 use crate::skb::SkBuff;
 use crate::sock::{Proto, Sock, SockId};
-use crate::tcp::hash::{Entry, Owner};
+use crate::tcp::hash::{Entry, Hold, Owner};
 use crate::tcp::header::{Options, flag};
 use crate::tcp::minisock::{Mini, RequestSock};
 use crate::tcp::output::window::{advmss, select_initial_window};
@@ -268,7 +268,7 @@ impl Kernel {
         }
         let mut sk = self.socks.take(child).expect("made above");
         self.tcp.hash(&req.tuple, Entry::Sock(child));
-        self.tcp.add_owner(sk.sport, Owner::Sock(child), false);
+        self.tcp.add_owner(sk.sport, Owner::Sock(child), Hold::Bind);
         self.mib.inc(Mib::TcpPassiveOpens);
         self.tcp_child_process(listener, &mut sk, skb, opts);
         self.tcp_put(sk);
@@ -303,9 +303,11 @@ impl Kernel {
         tp.take_request(req, window, now);
         tp.advmss = advmss(route.mtu);
         let (family, sndbuf, rcvbuf) = (l.family, l.sndbuf, l.rcvbuf);
-        let (opt, mut inet, dev) = (l.opt.clone(), l.inet.clone(), l.bound_dev_if);
+        let (mut opt, mut inet, dev) = (l.opt.clone(), l.inet.clone(), l.bound_dev_if);
         inet.mc_groups.clear();
         inet.mc_sources.clear();
+        // `IP_TOS` is taken over, what it made of the priority is not (Linux `sk_clone`).
+        opt.priority = 0;
         let locks = (l.sndbuf_locked, l.rcvbuf_locked);
         let filter = l.filter.clone();
         let id = self.socks.insert(|id| {

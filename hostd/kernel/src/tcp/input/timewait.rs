@@ -3,6 +3,7 @@
 use crate::Kernel;
 use crate::skb::SkBuff;
 use crate::sock::Sock;
+use crate::tcp::hash::Owner;
 use crate::tcp::header::{Options, flag};
 use crate::tcp::minisock::{Mini, TimewaitSock};
 use crate::tcp::secure::Tuple;
@@ -41,6 +42,7 @@ impl Kernel {
                 bound_dev_if: sk.bound_dev_if,
                 reuseaddr: sk.opt.reuseaddr,
                 reuseport: sk.opt.reuseport,
+                hold: self.tcp.hold(sk.sport, Owner::Sock(sk.id)),
                 rcv_nxt: tp.rcv_nxt,
                 snd_nxt: tp.snd_nxt,
                 rcv_wnd: tp.receive_window(),
