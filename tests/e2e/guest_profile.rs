@@ -1,23 +1,16 @@
-//! Unmodified programs where the machine refuses what they could be arranged with: under a seccomp profile that
-//! lacks what Docker's default one lacks, and as a user without any capability.
+//! Unmodified programs where the machine refuses what they could be arranged with: under the filter of Docker's default
+//! profile (`container.py`), as a user without any capability, and both at once.
 
 use crate::{TWO_HOSTS, in_site};
 use ringlab_tests::lab::Site;
+use std::path::Path;
 use std::process::{Command, Stdio};
 
-/// Refuses calls (`EPERM`), then runs its arguments.
-const PROFILE: &str = r#"
-import ctypes, os, struct, sys
-refused = [438, 272, 165, 166, 170, 171, 308, 428, 429, 430, 431, 432, 161, 155, 321, 298, 304, 246]
-code = [(0x20, 0, 0, 0)] + [i for n in refused for i in ((0x15, 0, 1, n), (6, 0, 0, 0x00050001))] + [(6, 0, 0, 0x7fff0000)]
-insns = b''.join(struct.pack('HBBI', *i) for i in code)
-buf = ctypes.create_string_buffer(insns, len(insns))
-prog = struct.pack('HxxxxxxQ', len(code), ctypes.addressof(buf))
-libc = ctypes.CDLL(None, use_errno=True)
-assert libc.prctl(38, 1, 0, 0, 0) == 0
-assert libc.prctl(22, 2, ctypes.c_char_p(prog), 0, 0) == 0, os.strerror(ctypes.get_errno())
-os.execvp(sys.argv[1], sys.argv[1:])
-"#;
+/// Runs its arguments under the filter.
+const PROFILE: &str = include_str!("container.py");
+
+/// The machine's, which every user may run.
+const PYTHON: &str = "/usr/bin/python3";
 
 /// A socket and a pipe in one call, an epoll set of both, names of the node.
 const PROGRAM: &str = "
@@ -48,7 +41,7 @@ fn works(site: &Site, wrap: impl Fn(&[&str]) -> Command) {
 
 /// The command under the profile.
 pub fn under_a_containers_profile(labctl: &Command) -> Command {
-    let mut command = Command::new("python3");
+    let mut command = Command::new(PYTHON);
     command.args(["-c", PROFILE]).arg(labctl.get_program()).args(labctl.get_args());
     command.envs(labctl.get_envs().filter_map(|(name, value)| Some((name, value?)))).stdin(Stdio::null());
     command
@@ -63,19 +56,103 @@ fn programs_run_under_a_containers_seccomp_profile() {
 
 #[test]
 fn programs_run_for_a_user_without_capabilities() {
-    if !rustix::process::geteuid().is_root() {
-        // Whoever runs the tests is such a user.
-        return in_site(|site| works(site, |args| site.labctl(args)));
-    }
     in_site(|site| {
-        rustix::fs::chown(&site.dir, Some(rustix::fs::Uid::from_raw(65534)), None).expect("the directory is the test's");
-        works(site, |args| {
-            let labctl = site.labctl(args);
-            let mut command = Command::new("setpriv");
-            command.args(["--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all", "--bounding-set=-all"]);
-            command.arg(labctl.get_program()).args(labctl.get_args());
-            command.envs(labctl.get_envs().filter_map(|(name, value)| Some((name, value?))));
-            command
-        });
+        own(&site.dir);
+        works(site, |args| as_ordinary_user(&site.labctl(args)));
+    });
+}
+
+/// Number of a user made for the test: it has no name, no group of anybody's, and owns what is given to it.
+const ORDINARY: u32 = 54322;
+
+/// Gives a directory to the ordinary user.
+fn own(dir: &Path) {
+    if rustix::process::geteuid().is_root() {
+        let (uid, gid) = (rustix::fs::Uid::from_raw(ORDINARY), rustix::fs::Gid::from_raw(ORDINARY));
+        rustix::fs::chown(dir, Some(uid), Some(gid)).expect("the directory is the test's");
+    }
+}
+
+/// The command as the ordinary user without capabilities; whoever runs the tests, unless that is root.
+fn as_ordinary_user(labctl: &Command) -> Command {
+    let environment = labctl.get_envs().filter_map(|(name, value)| Some((name, value?)));
+    let mut command = if rustix::process::geteuid().is_root() {
+        let id = ORDINARY.to_string();
+        let mut setpriv = Command::new("setpriv");
+        setpriv.args(["--reuid", &id, "--regid", &id, "--clear-groups", "--inh-caps=-all", "--bounding-set=-all"]);
+        setpriv.arg(labctl.get_program());
+        setpriv
+    } else {
+        Command::new(labctl.get_program())
+    };
+    command.args(labctl.get_args()).envs(environment).stdin(Stdio::null());
+    command
+}
+
+/// Answers of the filter: error numbers, 0 for success.
+const ANSWERS: &str = "
+import ctypes, os
+libc = ctypes.CDLL(None, use_errno=True)
+def call(*a):
+    return ctypes.get_errno() if libc.syscall(*[ctypes.c_long(x) for x in a]) < 0 else 0
+names = 'unshare clone3 vsock alg unix persona same getfd uring mount newuser vm_readv future'.split()
+calls = [(272, 0), (435, 0, 0), (41, 40, 1, 0), (41, 38, 5, 0), (41, 1, 1, 0), (135, 0x40000), (135, 0xffffffff), (438, 0, 0, 0),
+         (425, 1, 0), (165, 0, 0, 0, 0, 0), (56, 0x10000000, 0, 0, 0, 0), (310, os.getpid(), 0, 0, 0, 0, 0), (467, 0, 0, 0, 0)]
+for name, args in zip(names, calls): print(name, call(*args))
+try: open('/dev/net/tun', 'r+b')
+except OSError as e: print('tun', e.strerror)
+";
+const WANT: &str =
+    "unshare 1\nclone3 38\nvsock 1\nalg 1\nunix 0\npersona 1\nsame 0\ngetfd 1\nuring 1\nmount 1\nnewuser 1\nvm_readv 0\nfuture 1\n";
+
+#[test]
+fn servers_and_clients_run_in_a_container_for_an_ordinary_user() {
+    in_site(|site| {
+        let wrap = |command: &Command| as_ordinary_user(&under_a_containers_profile(command));
+        let run = |command: Command| {
+            let out = wrap(&command).output().expect("starts");
+            let text = |b: &[u8]| String::from_utf8_lossy(b).into_owned();
+            assert!(out.status.success(), "{command:?}: {}\n{}\n{}", text(&out.stdout), text(&out.stderr), site.logs());
+            text(&out.stdout)
+        };
+        let mut answers = Command::new(PYTHON);
+        answers.args(["-c", ANSWERS]);
+        let answers = run(answers);
+        assert!(answers.starts_with(WANT), "{answers}");
+        assert!(answers.ends_with("tun Permission denied\n") || answers.ends_with("tun No such file or directory\n"), "{answers}");
+        let dir = site.dir.join("www");
+        std::fs::create_dir(&dir).expect("a fresh directory");
+        std::fs::write(dir.join("page"), "page\n").expect("written");
+        let d = dir.display();
+        let temporary = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"].map(|t| format!("{t}_temp_path {d}/{t};")).concat();
+        let conf = format!(
+            "daemon off; worker_processes 2; pid {d}/pid; error_log {d}/error.log; events {{}}\n\
+             http {{ access_log off; sendfile on; {temporary} server {{ listen 80; root {d}; }} }}\n"
+        );
+        std::fs::write(dir.join("nginx.conf"), conf).expect("written");
+        own(&dir);
+        own(&site.dir);
+        let yaml = format!(
+            "name: boxed\nnodes:\n  a: {{}}\n  b:\n    run:\n      - {{cmd: [/usr/sbin/nginx, -c, {d}/nginx.conf], ready: {{tcp: 80}}}}\n\
+             \x20     - {{cmd: [{PYTHON}, -m, http.server, -d, {d}, 8000], ready: {{tcp: 8000}}}}\n\
+             \x20     - {{cmd: [iperf3, -s], ready: {{tcp: 5201}}}}\nlinks:\n  - endpoints: [\"a:eth0\", \"s:p0\"]\n  - endpoints: [\"b:eth0\", \"s:p1\"]\n"
+        );
+        let file = site.file("boxed.yaml", &yaml.replace("  a: {}\n", "  a: {}\n  s: {kind: switch}\n"));
+        run(site.labctl(&["deploy", &file]));
+        let exec = |args: &[&str]| run(site.labctl(&[&["exec", "a", "--"], args].concat()));
+        assert_eq!(exec(&["curl", "-sSf", "--max-time", "20", "http://b/page"]), "page\n");
+        assert_eq!(exec(&["curl", "-sSf", "--max-time", "20", "http://b:8000/page"]), "page\n");
+        let fetch = "import urllib.request as u; print(u.urlopen('http://b/page', timeout=20).read())";
+        assert_eq!(exec(&[PYTHON, "-c", fetch]), "b'page\\n'\n");
+        for options in [&["-R"][..], &["-u", "-b", "10M"], &["-P", "4"]] {
+            let out = exec(&[&["iperf3", "-c", "b", "-t", "1", "-J"], options].concat());
+            let json: serde_json::Value = serde_json::from_str(&out).expect("JSON");
+            let sums = &json["end"];
+            let received = sums["sum_received"]["bytes"].as_u64().or(sums["sum"]["bytes"].as_u64());
+            assert!(received.is_some_and(|n| n > 0), "{options:?}: {sums}");
+        }
+        assert_eq!(exec(&["sh", "-c", "uname -n; ip -o -4 addr show eth0 | grep -c 10.0.0.1"]), "a\n1\n");
+        run(site.labctl(&["destroy", "--all"]));
+        std::fs::remove_dir_all(&dir).expect("removed");
     });
 }
