@@ -10,6 +10,7 @@
 #   wget nginx-light redis-server redis-tools netcat-openbsd socat
 #                 programs that run unmodified on emulated hosts
 #   tcpdump       captures on their interfaces
+#   wrk           a load for nginx, in the benchmarks
 #   cargo-nextest runs the tests, each in a process of its own
 #
 # `setup.sh demo` installs what the demo needs: the first three.
@@ -17,9 +18,9 @@ set -euo pipefail
 
 declare -A package=([ip]=iproute2 [ping]=iputils-ping [curl]=curl [iperf3]=iperf3 [python3]=python3
     [wget]=wget [nginx]=nginx-light [redis-server]=redis-server [redis-cli]=redis-tools [nc]=netcat-openbsd [socat]=socat
-    [tcpdump]=tcpdump)
+    [tcpdump]=tcpdump [wrk]=wrk)
 wanted=(ip ping curl)
-[ "${1:-}" = demo ] || wanted+=(iperf3 python3 wget nginx redis-server redis-cli nc socat tcpdump)
+[ "${1:-}" = demo ] || wanted+=(iperf3 python3 wget nginx redis-server redis-cli nc socat tcpdump wrk)
 
 missing=()
 for program in "${wanted[@]}"; do

@@ -46,6 +46,8 @@ const STACK: usize = 512 << 10;
 const MAX_SPIN: Duration = Duration::from_micros(30);
 /// A loop that never sleeps looks at its descriptors this often.
 const LOOK: Duration = Duration::from_millis(1);
+/// Longest wait of a doorbell for more to be sent.
+const HOLD: Duration = Duration::from_micros(100);
 /// How often the loop asks on which CPUs it may run.
 const PLACE: Duration = Duration::from_secs(1);
 /// `epoll` data of the eventfd of commands and wakers; links have their index.
@@ -123,6 +125,8 @@ struct EventLoop {
     last_look: Instant,
     /// When to look for sent packets that raise no interrupt.
     tx_look: Option<Instant>,
+    /// Until when doorbells wait for more to be sent.
+    bells_at: Option<Instant>,
     stopped: bool,
 }
 
@@ -156,6 +160,7 @@ impl EventLoop {
             events: Vec::with_capacity(64),
             last_look: Instant(0),
             tx_look: None,
+            bells_at: None,
             stopped: false,
         };
         for (interface, layouts) in this.spec.interfaces.clone().into_iter().zip(layouts) {
@@ -177,7 +182,11 @@ impl EventLoop {
                     self.listeners.drain(&mut self.shared.kernel(), true);
                     self.look(false)?;
                 }
-            } else if !self.spin() && self.arm() {
+                continue;
+            }
+            self.bells_at = None;
+            self.shared.ring_doorbells();
+            if !self.spin() && self.arm() {
                 self.listeners.drain(&mut self.shared.kernel(), true);
                 let began = self.shared.now();
                 self.tend_lazy(began);
@@ -196,15 +205,15 @@ impl EventLoop {
     fn turn(&mut self) -> anyhow::Result<bool> {
         // First, and rung for at once: whoever waits for the answer waits for as little as possible.
         self.take_interrupts();
-        self.shared.ring_doorbells();
+        self.ring_doorbells();
         let mut more = self.guests.run(&self.shared);
         if self.timer_due() {
             self.shared.handle(Event::Timer);
         }
-        self.shared.ring_doorbells();
+        self.ring_doorbells();
         if self.shared.has_ready() {
             self.shared.run_ready();
-            self.shared.ring_doorbells();
+            self.ring_doorbells();
         }
         more |= self.take_commands();
         more |= self.tend_links()?;
@@ -218,6 +227,22 @@ impl EventLoop {
             || self.shared.has_guest_news()
             || self.timer_due()
             || self.links.iter().any(Link::has_interrupt))
+    }
+
+    /// Rings the doorbells that are due. While unmodified programs make calls, one follows upon the other: what they
+    /// send waits for more, until they have nothing more to say ([`Self::run`] rings before it sleeps) or for [`HOLD`].
+    fn ring_doorbells(&mut self) {
+        if !self.shared.has_bells() {
+            return;
+        }
+        if self.guests.any() {
+            let now = self.shared.now();
+            if now < *self.bells_at.get_or_insert(now + HOLD) {
+                return;
+            }
+        }
+        self.bells_at = None;
+        self.shared.ring_doorbells();
     }
 
     fn take_interrupts(&self) -> bool {

@@ -419,6 +419,11 @@ impl Shared {
         }
     }
 
+    /// True if there are doorbells to ring.
+    pub fn has_bells(&self) -> bool {
+        !self.bells.borrow().is_empty()
+    }
+
     /// Rings the doorbells that the kernel asked for since the last time.
     pub fn ring_doorbells(&self) {
         let mut bells = self.bells.borrow_mut();

@@ -70,6 +70,7 @@ pub fn print(figures: &[Figure]) {
 fn human(value: f64, unit: &str) -> String {
     match unit {
         "bit/s" => format!("{:.2} Gbit/s", value / 1e9),
+        "octets/s" => format!("{:.2} GB/s", value / 1e9),
         "frames/s" | "datagrams/s" => format!("{:.3} M/s", value / 1e6),
         _ => format!("{value:.2} {unit}"),
     }

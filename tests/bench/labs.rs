@@ -2,6 +2,7 @@
 
 use crate::figures::{Figure, Target};
 use crate::native::DATAGRAM;
+use crate::programs;
 use crate::reference::{self, SECONDS};
 use anyhow::{Context, Result};
 use ringlab_tests::lab::{Lab, Site};
@@ -27,6 +28,12 @@ pub const ALL: &[(&str, Measure)] = &[
     ("delay_10ms", delay_10ms),
     ("pss_idle_host", pss_idle_host),
     ("deploy_50", deploy_50),
+    ("notify_null", programs::notify_null),
+    ("iperf3_host_host", programs::iperf3_host_host),
+    ("redis_get", programs::redis_get),
+    ("wrk_nginx", programs::wrk_nginx),
+    ("guest_file_io", programs::guest_file_io),
+    ("epoll_idle_10k", programs::epoll_idle_10k),
 ];
 
 const TWO_HOSTS: &str = "name: two\nnodes:\n  a: {}\n  b:\n    run:\n      - {builtin: stream, args: [-s], ready: {tcp: 5201}}\nlinks:\n  - endpoints: [\"a:eth0\", \"b:eth0\"]\n    ipv4: [10.0.0.1/24, 10.0.0.2/24]\n";
@@ -40,7 +47,8 @@ fn ring_64b() -> Result<Vec<Figure>> {
     Ok(vec![Figure::ratio("ring_64b", get("virtqueue")?, "frames/s", get("bare")?, Target::AtLeast(0.5))])
 }
 
-fn in_turn(mut reference: impl FnMut() -> Result<f64>, mut value: impl FnMut() -> Result<f64>) -> Result<(f64, f64)> {
+/// Measures reference and figure in turn; the medians.
+pub fn in_turn(mut reference: impl FnMut() -> Result<f64>, mut value: impl FnMut() -> Result<f64>) -> Result<(f64, f64)> {
     let (mut references, mut values) = (Vec::new(), Vec::new());
     for _ in 0..REPETITIONS {
         references.push(reference()?);
@@ -50,7 +58,8 @@ fn in_turn(mut reference: impl FnMut() -> Result<f64>, mut value: impl FnMut() -
     Ok((median(&references), median(&values)))
 }
 
-fn number(json: &Value, key: &str) -> Result<f64> {
+/// A number in a JSON object.
+pub fn number(json: &Value, key: &str) -> Result<f64> {
     json[key].as_f64().with_context(|| format!("no `{key}` in {json}"))
 }
 

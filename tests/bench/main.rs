@@ -6,6 +6,7 @@
 mod figures;
 mod labs;
 mod native;
+mod programs;
 mod reference;
 
 use anyhow::{Context, Result, bail};

@@ -1,0 +1,229 @@
+/* What single calls cost. One program for figures and references: run on an emulated host and on the machine.
+ *
+ *   calls null N          ns of a getsockopt on a TCP socket
+ *   calls bare N          ns of a call that another process answers by user notification, and does nothing else
+ *   calls file PATH N     octets a second of N reads and N writes of 64 KiB
+ *   calls idle PORT N     serves N connections, one with something to read; ns of an epoll_wait
+ *   calls flock HOST PORT N   makes the N connections, and keeps them until the server is done
+ */
+#define _GNU_SOURCE
+#include <arpa/inet.h>
+#include <fcntl.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <netinet/tcp.h>
+#include <sched.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/ioctl.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#ifndef SECCOMP_IOCTL_NOTIF_SET_FLAGS
+#define SECCOMP_IOCTL_NOTIF_SET_FLAGS SECCOMP_IOW(4, uint64_t)
+#define SECCOMP_USER_NOTIF_FD_SYNC_WAKE_UP 1
+#endif
+
+static void fail(const char *what)
+{
+    perror(what);
+    exit(1);
+}
+
+static double now(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return t.tv_sec * 1e9 + t.tv_nsec;
+}
+
+/* ns of a getsockopt, of n; the first tenth is not counted. */
+static double null_call(int fd, long n)
+{
+    int type;
+    double began = 0;
+    for (long i = -n / 10; i < n; i++) {
+        socklen_t len = sizeof type;
+        if (i == 0)
+            began = now();
+        if (getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &len) < 0)
+            fail("getsockopt");
+    }
+    return (now() - began) / n;
+}
+
+static void null(long n)
+{
+    int fd = socket(AF_INET, SOCK_STREAM, 0);
+    if (fd < 0)
+        fail("socket");
+    printf("%.1f\n", null_call(fd, n));
+}
+
+/* Installs a filter that notifies of getsockopt; its listener. */
+static int install(void)
+{
+    struct sock_filter code[] = {
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, __NR_getsockopt, 0, 1),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_USER_NOTIF),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+    };
+    struct sock_fprog filter = { sizeof code / sizeof *code, code };
+    if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
+        fail("no_new_privs");
+    int fd = syscall(__NR_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_NEW_LISTENER, &filter);
+    if (fd < 0)
+        fail("seccomp");
+    return fd;
+}
+
+static void answer(int listener)
+{
+    ioctl(listener, SECCOMP_IOCTL_NOTIF_SET_FLAGS, (unsigned long)SECCOMP_USER_NOTIF_FD_SYNC_WAKE_UP);
+    for (;;) {
+        struct seccomp_notif call;
+        memset(&call, 0, sizeof call);
+        if (ioctl(listener, SECCOMP_IOCTL_NOTIF_RECV, &call))
+            return;
+        struct seccomp_notif_resp done = { .id = call.id };
+        if (ioctl(listener, SECCOMP_IOCTL_NOTIF_SEND, &done))
+            return;
+    }
+}
+
+/* The caller's descriptors are this process's as well: the listener needs no passing. Both stay on one CPU, where
+ * the hand-over is cheapest. */
+static void bare(long n)
+{
+    cpu_set_t one;
+    CPU_ZERO(&one);
+    CPU_SET(sched_getcpu(), &one);
+    if (sched_setaffinity(0, sizeof one, &one))
+        fail("sched_setaffinity");
+    int ready[2];
+    if (pipe(ready))
+        fail("pipe");
+    int pid = syscall(__NR_clone, CLONE_FILES | SIGCHLD, 0, 0, 0, 0);
+    if (pid < 0)
+        fail("clone");
+    if (pid == 0) {
+        int fd = install();
+        if (write(ready[1], &fd, sizeof fd) != sizeof fd)
+            _exit(1);
+        printf("%.1f\n", null_call(0, n));
+        fflush(stdout);
+        _exit(0);
+    }
+    int listener;
+    if (read(ready[0], &listener, sizeof listener) != sizeof listener)
+        fail("no listener");
+    answer(listener);
+    waitpid(pid, NULL, 0);
+}
+
+static void file(const char *path, long n)
+{
+    static char block[64 << 10];
+    int fd = open(path, O_RDWR | O_CREAT | O_TRUNC, 0600);
+    if (fd < 0)
+        fail(path);
+    double began = now();
+    for (long i = 0; i < n; i++) {
+        /* Within the page cache: the disk is not what is measured. */
+        if (i % 256 == 0)
+            lseek(fd, 0, SEEK_SET);
+        if (write(fd, block, sizeof block) != sizeof block)
+            fail("write");
+    }
+    for (long i = 0; i < n; i++) {
+        if (i % 256 == 0)
+            lseek(fd, 0, SEEK_SET);
+        if (read(fd, block, sizeof block) != sizeof block)
+            fail("read");
+    }
+    printf("%.0f\n", 2.0 * n * sizeof block / (now() - began) * 1e9);
+    unlink(path);
+}
+
+static void many_files(void)
+{
+    struct rlimit limit;
+    getrlimit(RLIMIT_NOFILE, &limit);
+    limit.rlim_cur = limit.rlim_max;
+    setrlimit(RLIMIT_NOFILE, &limit);
+}
+
+static void idle(int port, int n)
+{
+    many_files();
+    int one = 1, listener = socket(AF_INET, SOCK_STREAM, 0), epoll = epoll_create1(0);
+    struct sockaddr_in addr = { .sin_family = AF_INET, .sin_port = htons(port) };
+    setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
+    if (bind(listener, (struct sockaddr *)&addr, sizeof addr) || listen(listener, 4096))
+        fail("listen");
+    printf("ready\n");
+    fflush(stdout);
+    for (int i = 0; i < n; i++) {
+        struct epoll_event event = { .events = EPOLLIN };
+        event.data.fd = accept(listener, NULL, NULL);
+        if (event.data.fd < 0 || epoll_ctl(epoll, EPOLL_CTL_ADD, event.data.fd, &event))
+            fail("accept");
+    }
+    struct epoll_event events[64];
+    long calls = 20000;
+    double began = 0;
+    for (long i = -calls / 10; i < calls; i++) {
+        if (i == 0)
+            began = now();
+        if (epoll_wait(epoll, events, 64, -1) != 1)
+            fail("epoll_wait");
+    }
+    printf("%.1f\n", (now() - began) / calls);
+}
+
+static void flock_of(const char *host, int port, int n)
+{
+    many_files();
+    struct sockaddr_in addr = { .sin_family = AF_INET, .sin_port = htons(port), .sin_addr.s_addr = inet_addr(host) };
+    int first = -1;
+    for (int i = 0; i < n; i++) {
+        int fd = socket(AF_INET, SOCK_STREAM, 0);
+        if (fd < 0 || connect(fd, (struct sockaddr *)&addr, sizeof addr))
+            fail("connect");
+        if (first < 0)
+            first = fd;
+    }
+    char c = 'x';
+    if (write(first, &c, 1) != 1)
+        fail("write");
+    /* Until the server ends: it has closed with an octet unread, which is a reset. */
+    while (read(first, &c, 1) > 0)
+        ;
+}
+
+int main(int argc, char **argv)
+{
+    if (argc == 3 && !strcmp(argv[1], "null"))
+        null(atol(argv[2]));
+    else if (argc == 3 && !strcmp(argv[1], "bare"))
+        bare(atol(argv[2]));
+    else if (argc == 4 && !strcmp(argv[1], "file"))
+        file(argv[2], atol(argv[3]));
+    else if (argc == 4 && !strcmp(argv[1], "idle"))
+        idle(atoi(argv[2]), atoi(argv[3]));
+    else if (argc == 5 && !strcmp(argv[1], "flock"))
+        flock_of(argv[2], atoi(argv[3]), atoi(argv[4]));
+    else
+        return 2;
+    return 0;
+}
