@@ -78,12 +78,15 @@ points! {
     LinkwatchDoDev = "linkwatch_do_dev", "T6", ["dev", "carrier"];
     Doorbell = "virtqueue_notify", "T7", ["queue"];
     TxClean = "free_old_xmit", "T8", ["queue", "packets"];
+    SockCreate = "__sock_create", "W1", ["sock", "family", "protocol"];
+    CskAccept = "inet_csk_accept", "W1", ["sock", "child"];
+    SockAllocFile = "sock_alloc_file", "W1", ["sock", "pid"];
     PrepareToWait = "prepare_to_wait", "W2", ["pid", "sock"];
     SchedSwitch = "sched_switch", "W2", ["prev", "next"];
     SelectEstimate = "do_poll", "W5", ["pid", "fds"];
     EpInsert = "ep_insert", "W6", ["epoll", "fd"];
     EpPollCallback = "ep_poll_callback", "W6", ["epoll", "fd", "events"];
-    EpSendEvents = "ep_send_events", "W6", ["epoll", "events"];
+    EpSendEvents = "ep_send_events", "W6", ["epoll", "events", "requeued"];
 }
 
 /// One event.

@@ -51,10 +51,14 @@ fn level_reports_until_read_and_edge_once() {
     b.epoll_add(&mut lab, edge, fb, E::IN | E::ET);
     assert_eq!(b.epoll_now(&mut lab, level), []);
     arrive(&mut lab, a, 7);
+    lab.trace(B);
     for _ in 0..3 {
         assert_eq!(b.epoll_now(&mut lab, level), [(fb, E::IN)]);
     }
     assert_eq!(b.epoll_now(&mut lab, edge), [(fb, E::IN)]);
+    // Events, and items of them that stand on the ready list again.
+    let sent: Vec<[u64; 2]> = lab.take_trace(B).iter().filter(|r| r.point == Point::EpSendEvents).map(|r| [r.args[1], r.args[2]]).collect();
+    assert_eq!(sent, [[1, 1], [1, 1], [1, 1], [1, 0]]);
     assert_eq!(b.epoll_now(&mut lab, edge), []);
     arrive(&mut lab, a, 7);
     assert_eq!(b.epoll_now(&mut lab, edge), [(fb, E::IN)], "new data is a new edge");

@@ -8,6 +8,7 @@ use common::{A, ADDR_A, ADDR_B, B, Dir, Lab, PortConfig, Verdict};
 use ringlab_counters::Mib;
 use ringlab_kernel::errno::Errno;
 use ringlab_kernel::syscall::{Call, OptVal, Ret, Shutdown};
+use ringlab_kernel::trace::Point;
 use ringlab_kernel::wait::queue::PollEvents;
 use std::time::Duration;
 use tcp_support::{connected, mib, pair};
@@ -23,6 +24,30 @@ fn connect(fd: i32, port: u16) -> Call {
 fn times(lab: &Lab, dir: Dir, which: impl Fn(&common::Frame) -> bool) -> Vec<u64> {
     let all: Vec<u64> = lab.log.iter().filter(|l| l.dir == dir && which(&l.frame)).map(|l| l.time.0).collect();
     all.iter().map(|t| (t - all[0] + 500_000) / 1_000_000).collect()
+}
+
+#[test]
+fn accept_takes_the_socket_of_the_handshake_and_makes_its_file() {
+    let (mut lab, a, (b, l)) = pair(20, PortConfig::default());
+    lab.trace(B);
+    a.connect(&mut lab, ADDR_B, 80);
+    lab.run_for(MS);
+    let trace = lab.take_trace(B);
+    // The handshake alone made a socket, which nobody has a file of yet.
+    let established = trace.iter().find(|r| r.point == Point::TcpState && r.args[2] == 1).expect("established").args[0];
+    assert!(!trace.iter().any(|r| matches!(r.point, Point::CskAccept | Point::SockAllocFile)));
+    let fd = b.accept(&mut lab, l);
+    let steps: Vec<(Point, u64, u64)> = lab.take_trace(B).iter().map(|r| (r.point, r.args[0], r.args[1])).collect();
+    let at = |point: Point| steps.iter().position(|s| s.0 == point).unwrap_or_else(|| panic!("{point:?} in {steps:?}"));
+    assert!(at(Point::SysEnter) < at(Point::CskAccept) && at(Point::CskAccept) < at(Point::SockAllocFile));
+    let (listener, child) = (steps[at(Point::CskAccept)].1, steps[at(Point::CskAccept)].2);
+    assert_eq!((child, steps[at(Point::SockAllocFile)].1), (established, established));
+    // One that the program makes itself has both from the beginning.
+    let made = b.socket(&mut lab, STREAM);
+    let steps: Vec<(Point, u64)> = lab.take_trace(B).iter().map(|r| (r.point, r.args[0])).collect();
+    let number = steps.iter().find(|s| s.0 == Point::SockCreate).expect("made").1;
+    assert!(number != child && number != listener && steps.contains(&(Point::SockAllocFile, number)));
+    assert!(made != fd && fd != l);
 }
 
 #[test]

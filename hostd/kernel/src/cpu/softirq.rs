@@ -1,4 +1,7 @@
 //! Softirqs: `NET_RX`, `NET_TX`, `TIMER`, `TASKLET` (of TCP's small queues), and the thread that gets what is left over.
+//!
+//! Deviation: Linux also ends a round of `NET_RX` after two jiffies (`netdev_budget_usecs`), and the rounds after
+//! 2 ms. Within an event the model's time stands still, so packets and rounds are the only measure here.
 
 use super::{Napi, Softirq};
 use crate::Kernel;

@@ -9,6 +9,7 @@ use crate::errno::Errno;
 use crate::sock::{RCV_SHUTDOWN, SEND_SHUTDOWN, Sock, SockId};
 use crate::syscall::Shutdown;
 use crate::timer::TimerKey;
+use crate::trace::Point;
 use alloc::boxed::Box;
 use core::net::Ipv4Addr;
 use core::time::Duration;
@@ -48,7 +49,9 @@ impl Kernel {
 
     /// Takes the oldest established connection.
     pub(crate) fn tcp_accept(&mut self, sk: &mut Sock) -> Option<SockId> {
-        tp!(sk).listen.as_mut()?.accept_queue.pop_front()
+        let child = tp!(sk).listen.as_mut()?.accept_queue.pop_front()?;
+        self.trace(Point::CskAccept, 0, [sk.id.0.into(), child.0.into(), 0, 0]);
+        Some(child)
     }
 
     /// Ends listening: requests are forgotten, connections that nobody accepted are reset

@@ -13,6 +13,7 @@ use crate::syscall::abi::AF_PACKET;
 use crate::syscall::exec::{Flow, Op};
 use crate::syscall::{Fd, NetlinkAddr, Ret, Shutdown, Step};
 use crate::tcp::{State, TcpSock};
+use crate::trace::Point;
 use crate::udp::UdpSock;
 use crate::wait::queue::PollEvents;
 use alloc::boxed::Box;
@@ -148,13 +149,16 @@ impl Kernel {
             Proto::Packet(_) => self.packet_hook(&mut sk),
             Proto::Udp(_) | Proto::Netlink(_) => {}
         }
+        let args = [id.0.into(), domain as u64, sk.protocol().into(), 0];
         self.socks.put(sk);
+        self.trace(Point::SockCreate, 0, args);
         self.install_sock(task, id, flags)
     }
 
     /// Gives a socket a file and a descriptor; the caller knows that one is free.
     fn install_sock(&mut self, task: TaskId, id: SockId, flags: i32) -> Result<Fd, Errno> {
         let file = self.vfs.open(FileKind::Socket(id), flags);
+        self.trace(Point::SockAllocFile, 0, [id.0.into(), task.0.into(), 0, 0]);
         if let Some(sk) = self.socks.get_mut(id) {
             sk.file = Some(file);
         }

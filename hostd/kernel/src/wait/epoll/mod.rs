@@ -178,7 +178,7 @@ impl Kernel {
 
     /// Walks the ready list once (Linux `ep_send_events`).
     fn ep_send_events(&mut self, epoll: u32, max: usize) -> Vec<EpollEvent> {
-        let mut out = Vec::new();
+        let (mut out, mut requeued) = (Vec::new(), 0);
         let ready = self.epolls.ep(epoll).items.ready();
         for _ in 0..ready {
             if out.len() == max {
@@ -197,10 +197,11 @@ impl Kernel {
             } else if !event.events.contains(PollEvents::ET) {
                 // Level-triggered: to the tail, so that the others have their turn; the next look decides.
                 items.link_tail(item);
+                requeued += 1;
             }
         }
         if !out.is_empty() {
-            self.trace(Point::EpSendEvents, 0, [epoll.into(), out.len() as u64, 0, 0]);
+            self.trace(Point::EpSendEvents, 0, [epoll.into(), out.len() as u64, requeued, 0]);
         }
         let ep = self.epolls.ep(epoll);
         if ep.items.ready() > 0 && !ep.wq.entries.is_empty() {
