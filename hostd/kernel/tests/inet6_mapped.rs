@@ -3,8 +3,8 @@
 
 mod common;
 
-use common::tasks::{AF_INET, AF_INET6, DGRAM, Prog, SOL_SOCKET, STREAM};
-use common::{A, ADDR_A, ADDR_B, B, Lab};
+use common::tasks::{AF_INET, AF_INET6, DGRAM, Prog, SOL_SOCKET, STREAM, one};
+use common::{ADDR_A, ADDR_B, B, Lab};
 use ringlab_kernel::errno::Errno;
 use ringlab_kernel::syscall::{Call, Control, OptVal, Ret};
 use std::net::SocketAddr;
@@ -18,12 +18,6 @@ fn addr(text: &str) -> SocketAddr {
 
 fn six(p: Prog, lab: &mut Lab, kind: i32) -> i32 {
     p.ok(lab, Call::Socket(AF_INET6, kind, 0)) as i32
-}
-
-fn one(seed: u64) -> (Lab, Prog) {
-    let mut lab = Lab::pair(seed);
-    let a = Prog::spawn(&mut lab, A, "a");
-    (lab, a)
 }
 
 #[test]

@@ -31,6 +31,14 @@ fn source(fd: i32, name: i32, source: Ipv4Addr) -> Call {
     Call::SetSockOpt(fd, 0, name, OptVal::Source(GROUP, source, ADDR_B, 0))
 }
 
+/// True if what the first sends to the group arrives at the second.
+fn gets(lab: &mut Lab, (a, fa): (Prog, i32), (b, fb): (Prog, i32)) -> bool {
+    a.send_to(lab, fa, b"x", GROUP, 9);
+    lab.run_for(Duration::from_millis(1));
+    let buffer = b.buffer(lab, 10);
+    matches!(b.now(lab, Prog::recv_call(fb, buffer, msg::DONTWAIT)), Ret::Received { .. })
+}
+
 fn igmp(lab: &Lab) -> Vec<Vec<u8>> {
     let to_us = |f: &&Frame| f.protocol() == 2;
     lab.log.iter().filter(|l| l.dir == Dir::Backward).map(|l| &l.frame).filter(to_us).map(|f| f.bytes[f.transport()..].to_vec()).collect()
@@ -40,12 +48,7 @@ fn igmp(lab: &Lab) -> Vec<Vec<u8>> {
 fn group_is_received_while_somebody_is_a_member() {
     let (mut lab, a, b) = two(1);
     let (fa, fb) = (a.udp(&mut lab, 8), b.udp(&mut lab, 9));
-    let gets = |lab: &mut Lab| {
-        a.send_to(lab, fa, b"x", GROUP, 9);
-        lab.run_for(Duration::from_millis(1));
-        let buffer = b.buffer(lab, 10);
-        matches!(b.now(lab, Prog::recv_call(fb, buffer, msg::DONTWAIT)), Ret::Received { .. })
-    };
+    let gets = |lab: &mut Lab| gets(lab, (a, fa), (b, fb));
     a.ok(&mut lab, Call::SetSockOpt(fa, 0, 32, OptVal::Membership(ANY, ADDR_A, 0)));
     assert!(!gets(&mut lab), "nobody joined");
     b.ok(&mut lab, member(fb, JOIN));
@@ -64,12 +67,7 @@ fn group_is_received_while_somebody_is_a_member() {
 fn sources_are_chosen_or_refused() {
     let (mut lab, a, b) = two(2);
     let (fa, fb) = (a.udp(&mut lab, 8), b.udp(&mut lab, 9));
-    let gets = |lab: &mut Lab| {
-        a.send_to(lab, fa, b"x", GROUP, 9);
-        lab.run_for(Duration::from_millis(1));
-        let buffer = b.buffer(lab, 10);
-        matches!(b.now(lab, Prog::recv_call(fb, buffer, msg::DONTWAIT)), Ret::Received { .. })
-    };
+    let gets = |lab: &mut Lab| gets(lab, (a, fa), (b, fb));
     a.ok(&mut lab, Call::SetSockOpt(fa, 0, 32, OptVal::Membership(ANY, ADDR_A, 0)));
     let other = Ipv4Addr::new(10, 0, 0, 9);
     b.ok(&mut lab, source(fb, JOIN_SOURCE, other));

@@ -2,8 +2,8 @@
 
 mod common;
 
-use common::tasks::{AF_INET, AF_INET6, DGRAM, NONBLOCK, Prog, RAW, SOL_SOCKET, STREAM};
-use common::{A, ADDR_A, ADDR_B, B, Dir, Lab};
+use common::tasks::{AF_INET, AF_INET6, DGRAM, NONBLOCK, Prog, RAW, SOL_SOCKET, STREAM, one};
+use common::{A, ADDR_A, ADDR_B, B, Dir};
 use ringlab_kernel::errno::Errno;
 use ringlab_kernel::sock::SockId;
 use ringlab_kernel::syscall::{Call, Control, OptVal, Ret, msg};
@@ -14,12 +14,6 @@ const ICMP: i32 = 1;
 
 fn echo_request(seq: u8, payload: &[u8]) -> Vec<u8> {
     [&[8, 0, 0, 0, 0xaa, 0xbb, 0, seq], payload].concat()
-}
-
-fn one(seed: u64) -> (Lab, Prog) {
-    let mut lab = Lab::pair(seed);
-    let a = Prog::spawn(&mut lab, A, "a");
-    (lab, a)
 }
 
 #[test]

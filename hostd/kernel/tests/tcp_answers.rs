@@ -7,7 +7,6 @@ mod tcp_support;
 use common::{A, B, Dir, Frame, Lab};
 use ringlab_counters::{DropReason, Mib};
 use ringlab_kernel::syscall::Call;
-use ringlab_ring::memory::{checksum_add, fold};
 use std::time::Duration;
 use tcp_support::peer::{ACK, FIN, Peer, RST, SYN};
 use tcp_support::{connected_with, counters, mib, plain_nic};
@@ -158,11 +157,7 @@ fn forged(mut frame: Frame, seq: i32, ts: i32) -> Frame {
         let value = u32::from_be_bytes(field.try_into().expect("four")).wrapping_add_signed(by);
         field.copy_from_slice(&value.to_be_bytes());
     }
-    frame.bytes[t + 16..t + 18].fill(0);
-    let len = frame.bytes.len() - t;
-    let pseudo = checksum_add(&frame.bytes[26..34], 6 + len as u64);
-    let sum = !fold(checksum_add(&frame.bytes[t..], pseudo));
-    frame.bytes[t + 16..t + 18].copy_from_slice(&sum.to_be_bytes());
+    frame.sum_tcp();
     frame
 }
 

@@ -8,7 +8,6 @@ use common::{A, ADDR_B, B, Dir, Frame, HostConfig, Lab, PortConfig};
 use ringlab_counters::{DropReason, Mib};
 use ringlab_kernel::errno::Errno;
 use ringlab_kernel::syscall::{Call, Ret};
-use ringlab_ring::memory::{checksum_add, fold};
 use std::net::Ipv4Addr;
 use std::time::Duration;
 use tcp_support::{Side, big_ring, connected_with, counters, mib, octet, plain_nic, transfer};
@@ -22,11 +21,7 @@ fn forged(lab: &Lab, change: impl FnOnce(&mut [u8])) -> Frame {
     frame.hdr = ringlab_ring::vnet::VnetHdr { num_buffers: 1, ..Default::default() };
     let t = frame.transport();
     change(&mut frame.bytes[t..]);
-    frame.bytes[t + 16..t + 18].fill(0);
-    let len = frame.bytes.len() - t;
-    let pseudo = checksum_add(&frame.bytes[26..34], 6 + len as u64);
-    let sum = !fold(checksum_add(&frame.bytes[t..], pseudo));
-    frame.bytes[t + 16..t + 18].copy_from_slice(&sum.to_be_bytes());
+    frame.sum_tcp();
     frame
 }
 

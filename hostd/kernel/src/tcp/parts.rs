@@ -201,7 +201,7 @@ pub struct RcvTune {
 
 /// Counters of one connection, for `TCP_INFO`.
 #[derive(Debug, Clone, Copy, Default)]
-#[expect(missing_docs, reason = "the fields are named as in `tcp_info`")]
+#[expect(missing_docs, reason = "the fields are named as in `tcp_info`, but for `copies`")]
 pub struct Totals {
     pub bytes_acked: u64,
     pub bytes_received: u64,
@@ -214,4 +214,5 @@ pub struct Totals {
     pub total_retrans: u32,
     pub dsack_dups: u32,
     pub reord_seen: u32,
+    pub copies: super::tsq::Copies,
 }

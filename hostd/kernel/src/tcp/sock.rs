@@ -8,7 +8,7 @@ use super::rate::Rate;
 use super::seq::SeqNum;
 use super::state::State;
 use super::sysctl::TcpSysctl;
-use super::tsq::{Copies, Pacing, Tsq};
+use super::tsq::{Pacing, Tsq};
 use crate::skb::SkBuff;
 use crate::sock::{Proto, Sock, SockId};
 use crate::time::Instant;
@@ -148,8 +148,6 @@ pub struct TcpSock {
     pub pacing: Pacing,
     /// Whether the host's queues hold enough of this connection.
     pub tsq: Tsq,
-    /// What the host's queues were given and have freed.
-    pub copies: Copies,
 
     /// Round-trip time.
     pub rtt: Rtt,
@@ -304,7 +302,6 @@ impl TcpSock {
             rate: Rate::default(),
             pacing: Pacing::default(),
             tsq: Tsq::default(),
-            copies: Copies::default(),
             rtt: Rtt::default(),
             rto: TCP_TIMEOUT_INIT,
             backoff: 0,

@@ -81,7 +81,7 @@ impl Kernel {
     pub(crate) fn tcp_charge(&mut self, sk: &mut Sock, skb: &mut SkBuff) {
         skb.owner = sk.id.0;
         sk.wmem_alloc += skb.truesize;
-        let copies = &mut tp!(sk).copies;
+        let copies = &mut tp!(sk).total.copies;
         copies.sent = copies.sent.wrapping_add(1);
     }
 
@@ -90,13 +90,13 @@ impl Kernel {
     pub(crate) fn tcp_still_in_host_queue(&mut self, sk: &mut Sock, index: usize) -> bool {
         let tp = sk.tp();
         let Some(no) = tp.rtx_queue.get(index).map(|skb| skb.tcp.copy_no) else { return false };
-        if !tp.copies.is_below(no, 0) {
+        if !tp.total.copies.is_below(no, 0) {
             return false;
         }
         // Those that are done may be waiting to be reaped.
         self.reap_all();
         let reaped = self.wfree_later.iter().filter(|w| w.0 == sk.id.0).count();
-        if !sk.tp().copies.is_below(no, reaped as u32) {
+        if !sk.tp().total.copies.is_below(no, reaped as u32) {
             return false;
         }
         self.mib.inc(Mib::TCPSpuriousRtxHostQueues);
@@ -133,7 +133,7 @@ impl Kernel {
     pub(crate) fn tcp_wfree(&mut self, id: SockId) {
         let Some(sk) = self.socks.get_mut(id) else { return };
         let Proto::Tcp(tp) = &mut sk.proto else { return };
-        tp.copies.freed = tp.copies.freed.wrapping_add(1);
+        tp.total.copies.freed = tp.total.copies.freed.wrapping_add(1);
         if tp.tsq != Tsq::Throttled {
             return;
         }

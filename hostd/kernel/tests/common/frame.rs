@@ -1,6 +1,7 @@
 //! A frame on a virtual link, and what a test asks of it.
 
 use ringlab_kernel::dev::net_device::MacAddr;
+use ringlab_ring::memory::{checksum_add, fold};
 use ringlab_ring::vnet::VnetHdr;
 use std::net::Ipv4Addr;
 
@@ -167,6 +168,16 @@ impl Frame {
     pub fn tcp_options(&self) -> &[u8] {
         let (start, len) = (self.transport(), usize::from(self.at(self.transport() + 12) >> 4) * 4);
         self.bytes.get(start + 20..start + len.max(20)).unwrap_or(&[])
+    }
+
+    /// Makes the checksum of a TCP segment right.
+    pub fn sum_tcp(&mut self) {
+        let t = self.transport();
+        self.bytes[t + 16..t + 18].fill(0);
+        let len = self.bytes.len() - t;
+        let pseudo = checksum_add(&self.bytes[26..34], 6 + len as u64);
+        let sum = !fold(checksum_add(&self.bytes[t..], pseudo));
+        self.bytes[t + 16..t + 18].copy_from_slice(&sum.to_be_bytes());
     }
 
     /// TCP, UDP or ICMP payload.

@@ -236,6 +236,13 @@ impl Prog {
     }
 }
 
+/// Two hosts, and a program on the first.
+pub fn one(seed: u64) -> (Lab, Prog) {
+    let mut lab = Lab::pair(seed);
+    let a = Prog::spawn(&mut lab, super::A, "a");
+    (lab, a)
+}
+
 /// Data and events of what `epoll_wait` returned.
 pub fn epoll_events(ret: Ret) -> Vec<(Fd, PollEvents)> {
     match ret {

@@ -62,7 +62,7 @@ impl Kernel {
         let tp = tp!(sk);
         tp.total.total_retrans += pcount;
         tp.total.bytes_retrans += u64::from(len);
-        cb.copy_no = tp.copies.sent;
+        cb.copy_no = tp.total.copies.sent;
         tp.rate_skb_sent(&mut cb, now);
         tp.note_retransmitted(index, cb, now);
         sent

@@ -129,7 +129,7 @@ impl Kernel {
             return None;
         }
         let tp = tp!(sk);
-        skb.tcp.copy_no = tp.copies.sent;
+        skb.tcp.copy_no = tp.total.copies.sent;
         if small {
             tp.snd_sml = skb.tcp.end_seq;
         }
