@@ -98,7 +98,7 @@ pub struct TcpCb {
     pub ts: Option<(u32, u32)>,
     /// When last sent, for RTT and RACK.
     pub sent_at: Instant,
-    /// Number of the last copy handed down, of all copies of its connection ([`crate::tcp::tsq::Copies`]).
+    /// Number of the last copy handed down, of all copies of its connection (`copies` of `TcpSock::total`).
     pub copy_no: u32,
     /// `tcp_sock.delivered` when sent, for rate samples.
     pub delivered: u32,
