@@ -8,6 +8,7 @@ mod crash;
 mod guest;
 mod guest_calls;
 mod guest_files;
+mod guest_identity;
 mod guest_kill;
 mod guest_profile;
 mod guest_servers;

@@ -178,7 +178,7 @@ impl Guests {
                 let op = read_op(c, op, a[3])?;
                 Ok(Outcome::Call(Call::EpollCtlKey(set.handle, handle, fd, op), Finish::Value))
             }
-            Kind::Real | Kind::Epoll(_) | Kind::File(_) => {
+            Kind::Real | Kind::Foreign | Kind::Epoll(_) | Kind::File(_) => {
                 if op != libc::EPOLL_CTL_DEL && !set.has_real {
                     set.has_real = true;
                     // Whoever waits already waits for this one too.

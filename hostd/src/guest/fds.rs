@@ -20,6 +20,8 @@ pub enum Kind {
     Real,
     /// A modelled file, by its number in the model's table.
     Modelled(i32),
+    /// A socket of the machine's own network, which somebody else has passed: it is of no use.
+    Foreign,
     /// An epoll instance, by its number here.
     Epoll(u32),
     /// A file of the node's `/proc`, by its number here: what is written there goes to the model.
@@ -141,6 +143,17 @@ pub fn descriptor_closes_on_exec(tid: i32, fd: i32) -> Option<bool> {
     i32::from_str_radix(flags.trim(), 8).ok().map(|f| f & libc::O_CLOEXEC != 0)
 }
 
+/// True if a socket of a thread cannot leave the machine: `AF_UNIX`. Its name says of what kind it is.
+pub fn is_local(tid: i32, fd: i32) -> bool {
+    let mut name = [0u8; 32];
+    let path = format!("/proc/{tid}/fd/{fd}");
+    match rustix::fs::getxattr(path, "system.sockprotoname", &mut name) {
+        Ok(len) => name.get(..len).is_some_and(|n| n.starts_with(b"UNIX")),
+        // It has just been closed.
+        Err(_) => true,
+    }
+}
+
 fn parse(text: &[u8]) -> Link {
     let file = text.strip_prefix(b"/memfd:").and_then(|t| t.strip_prefix(FILE.as_bytes()));
     if let Some(number) = file.and_then(|t| core::str::from_utf8(t).ok()?.split(' ').next()?.parse().ok()) {
@@ -211,6 +224,9 @@ mod tests {
         let inode = rustix::fs::fstat(&a).expect("stat").st_ino;
         assert_eq!(look(tid, epoll.as_raw_fd()), Link::Epoll);
         assert_eq!(look(tid, a.as_raw_fd()), Link::Socket(inode));
+        assert!(is_local(tid, a.as_raw_fd()) && is_local(tid, 1_000_000));
+        let inet = std::net::UdpSocket::bind("127.0.0.1:0").expect("a socket");
+        assert!(!is_local(tid, inet.as_raw_fd()));
         let file = rustix::fs::memfd_create(format!("{FILE}17"), rustix::fs::MemfdFlags::CLOEXEC).expect("memfd");
         assert_eq!(look(tid, file.as_raw_fd()), Link::File(17));
         assert_eq!(descriptor_closes_on_exec(tid, file.as_raw_fd()), Some(true));

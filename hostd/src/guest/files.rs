@@ -7,12 +7,14 @@ use super::notify::{Listener, Notif};
 use super::table::Caller;
 use crate::host::Shared;
 use ringlab_kernel::errno::Errno;
-use ringlab_kernel::vfs::procfs::covers;
+use ringlab_kernel::vfs::procfs::{self, DirEntry};
+use ringlab_kernel::vfs::sysfs;
 use rustix::fd::{AsFd, AsRawFd, OwnedFd};
 use rustix::fs::{MemfdFlags, Mode, OFlags, memfd_create, open};
 use std::fmt::Write;
 use std::io;
 use std::rc::Rc;
+use tracing::debug;
 
 /// Longest path looked at (`PATH_MAX`).
 const PATH_MAX: usize = 4096;
@@ -27,35 +29,35 @@ impl Guests {
         c: Caller,
         listener: &Rc<Listener>,
         n: &Notif,
-        path: u64,
-        flags: i32,
+        (dir, path, flags): (i32, u64, i32),
     ) -> Result<Outcome, Errno> {
         let mut buf = [0; PATH_MAX];
         // A path that cannot be read is the machine's kernel's to refuse.
         let Ok(path) = c.mem.read_str(path, &mut buf) else { return Ok(Outcome::Continue) };
         let Ok(path) = core::str::from_utf8(path) else { return Ok(Outcome::Continue) };
-        if !path.starts_with("/etc/") && !path.starts_with("/proc/") || self.bound.iter().any(|b| b == path) {
+        let Some(path) = self.paths.resolve(c.tid, dir, path) else { return Ok(Outcome::Continue) };
+        let path = &*path;
+        if self.bound.iter().any(|b| b == path) {
             return Ok(Outcome::Continue);
         }
         let writes = flags & libc::O_ACCMODE != libc::O_RDONLY;
-        let text = match own(shared, path) {
-            Some(_) if writes => return Err(Errno::EACCES),
-            Some(text) => text,
-            None if !covers(path) => return Ok(Outcome::Continue),
-            None => {
-                let kernel = shared.kernel();
-                match (kernel.procfs_read(path), kernel.procfs_mode(path)) {
-                    (Some(_), Some(mode)) if writes && mode & 0o200 == 0 => return Err(Errno::EACCES),
-                    (Some(text), _) => text,
-                    // A directory: its entries are the machine's, what is in them is not.
-                    (None, Some(_)) if !writes => return Ok(Outcome::Continue),
-                    (None, Some(_)) => return Err(Errno::EISDIR),
-                    (None, None) => return Err(Errno::ENOENT),
-                }
+        let (file, number) = match self.content(shared, path)? {
+            Content::Machine => return Ok(Outcome::Continue),
+            Content::Text { mode, .. } if writes && mode & 0o200 == 0 => return Err(Errno::EACCES),
+            Content::Text { .. } if flags & libc::O_DIRECTORY != 0 => return Ok(Outcome::Done(-i64::from(libc::ENOTDIR))),
+            Content::Text { text, .. } => {
+                let number = writes.then(|| self.file_number(path));
+                (as_file(&text, number).map_err(|_| Errno::ENFILE)?, number)
             }
+            Content::Directory(_) if writes => return Err(Errno::EISDIR),
+            Content::Directory(entries) => match self.paths.directory(shared.hostname(), path, &entries) {
+                Ok(directory) => (directory, None),
+                Err(error) => {
+                    debug!(%error, path, "a directory cannot be shown");
+                    return Err(Errno::EACCES);
+                }
+            },
         };
-        let number = writes.then(|| self.file_number(path));
-        let file = as_file(&text, number).map_err(|_| Errno::ENFILE)?;
         match listener.inject(n.id, file.as_fd(), flags & libc::O_CLOEXEC != 0) {
             Ok(fd) => {
                 if let Some(proc) = self.procs.get_mut(&c.tgid) {
@@ -73,7 +75,31 @@ impl Guests {
         if c.mem.read(n.args[2], &mut flags).is_err() {
             return Ok(Outcome::Continue);
         }
-        self.sys_open(shared, c, listener, n, n.args[1], u64::from_ne_bytes(flags) as i32)
+        self.sys_open(shared, c, listener, n, (n.args[0] as i32, n.args[1], u64::from_ne_bytes(flags) as i32))
+    }
+
+    /// What the node has at a path.
+    fn content(&self, shared: &Shared, path: &str) -> Result<Content, Errno> {
+        if let Some(text) = own(shared, path) {
+            return Ok(Content::Text { text, mode: 0o444 });
+        }
+        let kernel = shared.kernel();
+        if sysfs::covers(path) {
+            return match (kernel.sysfs_read(path), kernel.sysfs_list(path)) {
+                (Some(Some(text)), _) => Ok(Content::Text { text, mode: 0o444 }),
+                (Some(None), _) => Err(Errno::EINVAL),
+                (None, Some(entries)) => Ok(Content::Directory(entries)),
+                (None, None) => Err(Errno::ENOENT),
+            };
+        }
+        if !procfs::covers(path) {
+            return Ok(Content::Machine);
+        }
+        match (kernel.procfs_read(path), kernel.procfs_mode(path), kernel.procfs_list(path)) {
+            (Some(text), Some(mode), _) => Ok(Content::Text { text, mode }),
+            (_, _, Some(entries)) => Ok(Content::Directory(entries)),
+            _ => Err(Errno::ENOENT),
+        }
     }
 
     /// `write` to a file of `/proc/sys/net`.
@@ -94,6 +120,21 @@ impl Guests {
         });
         at as u32
     }
+}
+
+/// What is at a path.
+enum Content {
+    /// The machine's.
+    Machine,
+    /// A file of the node.
+    Text {
+        /// What it says.
+        text: String,
+        /// Its permissions.
+        mode: u32,
+    },
+    /// A directory of the node.
+    Directory(Vec<DirEntry>),
 }
 
 /// What a file says that is not the kernel model's; `None` if it is none of those.

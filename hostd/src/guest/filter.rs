@@ -113,7 +113,8 @@ pub fn program() -> Vec<Insn> {
         p.extend([jeq(nr as u32, 0, 1), ret(RET_ENOSYS)]);
     }
     // The machine's name is not the node's.
-    for nr in [libc::SYS_sethostname, libc::SYS_setdomainname] {
+    // Nor are sockets of other processes of the user.
+    for nr in [libc::SYS_sethostname, libc::SYS_setdomainname, libc::SYS_pidfd_getfd] {
         p.extend([jeq(nr as u32, 0, 1), ret(RET_EPERM)]);
     }
     p.push(ret(RET_ALLOW));

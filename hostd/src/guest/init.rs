@@ -139,8 +139,8 @@ pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
 
 fn become_program(channel: &OwnedFd, spec: &Spec) -> (Stage, io::Error) {
     let failed = |stage| move |error: rustix::io::Errno| (stage, io::Error::from(error));
-    let prepared = rustix::io::fcntl_setfd(channel, rustix::io::FdFlags::CLOEXEC)
-        .map_err(failed(Stage::Session))
+    let prepared = keep_streams()
+        .map_err(|e| (Stage::Session, e))
         .and_then(|()| enter_session(spec.tty).map_err(failed(Stage::Session)))
         .and_then(|()| limit_descriptors(spec.nofile).map_err(failed(Stage::Session)))
         .and_then(|()| spec.entry.enter().map_err(|e| (Stage::User, e)))
@@ -154,6 +154,24 @@ fn become_program(channel: &OwnedFd, spec: &Spec) -> (Stage, io::Error) {
         Ok(()) => (Stage::Exec, Command::new(&spec.argv[0]).args(&spec.argv[1..]).exec()),
         Err(failure) => failure,
     }
+}
+
+/// Descriptors but the standard streams end with `exec`: the channel, and whatever hostd got from who started the lab.
+fn keep_streams() -> io::Result<()> {
+    // SAFETY: no memory is passed; descriptors only get a flag.
+    let n = unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
+    if n == 0 {
+        return Ok(());
+    }
+    // Before Linux 5.11.
+    for entry in std::fs::read_dir("/proc/self/fd")?.flatten() {
+        let Some(fd) = entry.file_name().to_str().and_then(|n| n.parse::<RawFd>().ok()).filter(|&fd| fd > 2) else { continue };
+        // SAFETY: as above. The directory's own descriptor closes after the loop.
+        if unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
 }
 
 /// A session of its own: signals of a terminal, and hostd's, reach all of it.

@@ -38,6 +38,7 @@ mod mapping;
 mod memory;
 pub mod namespace;
 mod notify;
+mod paths;
 pub mod place;
 mod placeholder;
 mod poll;
@@ -52,6 +53,7 @@ pub use table::GuestMemory;
 use crate::host::Shared;
 use calls::{Finish, Outcome};
 use notify::{Listener, Notif};
+use paths::Paths;
 use placeholder::Placeholders;
 use ringlab_kernel::cpu::sched::TaskId;
 use ringlab_kernel::errno::Errno;
@@ -101,6 +103,7 @@ pub struct Guests {
     control: Option<i32>,
     /// Paths of the node's own files that were opened.
     files: Vec<String>,
+    paths: Paths,
     /// Paths at which the topology put something of its own.
     bound: Vec<String>,
     ready: Vec<Token>,
@@ -128,6 +131,7 @@ impl Guests {
             mappings: Vec::new(),
             control: None,
             files: Vec::new(),
+            paths: Paths::default(),
             bound,
             ready: Vec::new(),
             crowded: false,

@@ -147,7 +147,7 @@ impl Guests {
                     modelled.extend(self.sets.handle(set).map(|h| (i, h)));
                     others.push(i);
                 }
-                Kind::Real | Kind::File(_) => others.push(i),
+                Kind::Real | Kind::Foreign | Kind::File(_) => others.push(i),
                 Kind::None if matches!(form, Form::Select(..)) => return Err(Errno::EBADF),
                 Kind::None => entry.events |= NVAL,
             }

@@ -1,7 +1,7 @@
 //! Threads and processes coming and going, descriptors being closed.
 
 use super::Guests;
-use super::fds::{Kind, Link, look};
+use super::fds::{Kind, Link, is_local, look};
 use super::interrupt::Interrupted;
 use super::memory::Mem;
 use super::reply::Reply;
@@ -123,7 +123,11 @@ impl Guests {
         let kind = match look(caller.tid, fd) {
             Link::None => Kind::None,
             Link::Other => Kind::Real,
-            Link::Socket(inode) => self.placeholders.find(inode).map_or(Kind::Real, Kind::Modelled),
+            Link::Socket(inode) => match self.placeholders.find(inode) {
+                Some(handle) => Kind::Modelled(handle),
+                None if is_local(caller.tid, fd) => Kind::Real,
+                None => Kind::Foreign,
+            },
             Link::File(number) => Kind::File(number),
             Link::Epoll => self.sets.identify(caller.tid, fd).map_or(Kind::Real, Kind::Epoll),
         };

@@ -29,6 +29,7 @@ pub(crate) mod optnum;
 mod optraw;
 pub mod procfs;
 pub(crate) mod sockopt;
+pub mod sysfs;
 
 pub use info::SocketInfo;
 

@@ -137,8 +137,8 @@ impl Guests {
                 Ok(Outcome::Continue)
             }
             libc::SYS_uname => self.sys_uname(shared, c, a[0]),
-            libc::SYS_open => self.sys_open(shared, c, listener, n, a[0], a[1] as i32),
-            libc::SYS_openat => self.sys_open(shared, c, listener, n, a[1], a[2] as i32),
+            libc::SYS_open => self.sys_open(shared, c, listener, n, (libc::AT_FDCWD, a[0], a[1] as i32)),
+            libc::SYS_openat => self.sys_open(shared, c, listener, n, (fd, a[1], a[2] as i32)),
             libc::SYS_openat2 => self.sys_openat2(shared, c, listener, n),
             libc::SYS_sendfile => self.sys_sendfile(shared, c, listener, n),
             libc::SYS_mmap => match self.kind(c, a[4] as i32) {
@@ -150,6 +150,7 @@ impl Guests {
                 // The machine's kernel knows best what is wrong with it.
                 Kind::Real if i64::from(n.nr) == libc::SYS_ioctl => self.sys_ioctl_real(shared, c, a),
                 Kind::File(file) if i64::from(n.nr) == libc::SYS_write => self.write_file(shared, c, file, a),
+                Kind::Foreign => Err(Errno::EACCES),
                 Kind::None | Kind::Real | Kind::Epoll(_) | Kind::File(_) => Ok(Outcome::Continue),
                 Kind::Modelled(handle) => self.on_modelled(shared, c, n, handle),
             },

@@ -40,12 +40,15 @@ impl Guests {
     pub(super) fn sys_sendfile(&mut self, shared: &Shared, c: Caller, listener: &Rc<Listener>, n: &Notif) -> Result<Outcome> {
         let a = &n.args;
         let (out, from) = (self.kind(c, a[0] as i32), self.kind(c, a[1] as i32));
+        if out == Kind::Foreign || from == Kind::Foreign {
+            return Err(Errno::EACCES);
+        }
         let Kind::Modelled(handle) = out else {
             return if matches!(from, Kind::Modelled(_)) { Err(Errno::EINVAL) } else { Ok(Outcome::Continue) };
         };
         match from {
             Kind::None => return Err(Errno::EBADF),
-            Kind::Modelled(_) | Kind::Epoll(_) => return Err(Errno::EINVAL),
+            Kind::Modelled(_) | Kind::Epoll(_) | Kind::Foreign => return Err(Errno::EINVAL),
             Kind::Real | Kind::File(_) => {}
         }
         let file = self.copy_of(c, a[1] as i32).ok_or(Errno::EINVAL)?;
@@ -64,7 +67,7 @@ impl Guests {
 
     /// `splice`: between pipes and files the machine's kernel does it.
     pub(super) fn sys_splice(&mut self, _: &Shared, c: Caller, _: &Rc<Listener>, n: &Notif) -> Result<Outcome> {
-        let modelled = |k| matches!(k, Kind::Modelled(_));
+        let modelled = |k| matches!(k, Kind::Modelled(_) | Kind::Foreign);
         if modelled(self.kind(c, n.args[0] as i32)) || modelled(self.kind(c, n.args[2] as i32)) {
             self.unimplemented(n.nr, 0, format_args!("splice on a socket"));
             return Err(Errno::EINVAL);

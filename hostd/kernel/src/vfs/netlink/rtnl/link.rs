@@ -99,7 +99,7 @@ impl NetDevice {
     }
 
     /// `struct rtnl_link_stats64`. What only the NIC knows is 0, as with Linux's virtio driver.
-    fn stats64(&self) -> [u64; 25] {
+    pub(crate) fn stats64(&self) -> [u64; 25] {
         let n = |c| self.stats.get(c);
         [
             n(Netdev::RxPackets),
