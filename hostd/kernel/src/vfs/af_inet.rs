@@ -440,7 +440,7 @@ impl Kernel {
                 }
             }
         }
-        self.sk_state_change(sk, PollEvents::empty());
+        self.sk_state_change(sk);
         done
     }
 

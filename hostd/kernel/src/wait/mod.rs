@@ -90,9 +90,9 @@ impl Kernel {
         self.sk_wake_async(sk, Band::Err);
     }
 
-    /// `sock_def_wakeup`: state changes that all readers and writers must see. No events at all stand for any.
-    pub(crate) fn sk_state_change(&mut self, sk: &mut Sock, events: PollEvents) {
-        self.wake_up_all(&mut sk.wq, events);
+    /// `sock_def_wakeup`: state changes that all must see, whatever they wait for. No events at all stand for any.
+    pub(crate) fn sk_state_change(&mut self, sk: &mut Sock) {
+        self.wake_up_all(&mut sk.wq, PollEvents::empty());
     }
 }
 

@@ -8,7 +8,6 @@ use crate::tcp::header::flag;
 use crate::tcp::sock::{SKB_OVERHEAD, TCP_ATO_MIN, TCP_MAX_QUICKACKS, TcpSock, tp};
 use crate::tcp::state::State;
 use crate::trace::Point;
-use crate::wait::queue::PollEvents;
 use alloc::boxed::Box;
 use alloc::collections::VecDeque;
 use core::time::Duration;
@@ -244,12 +243,8 @@ impl Kernel {
         }
         self.tcp_purge_ofo(sk);
         let both = sk.shutdown == RCV_SHUTDOWN | SEND_SHUTDOWN || sk.tp().state == State::Close;
-        let mut events = PollEvents::IN | PollEvents::RDNORM | PollEvents::RDHUP;
-        if both {
-            events |= PollEvents::HUP;
-        }
         if !sk.dead {
-            self.sk_state_change(sk, events);
+            self.sk_state_change(sk);
             self.sk_wake_async(sk, if both { Band::Hup } else { Band::In });
         }
     }

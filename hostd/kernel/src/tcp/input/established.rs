@@ -11,7 +11,6 @@ use crate::tcp::header::{Options, flag};
 use crate::tcp::seq::SeqNum;
 use crate::tcp::sock::{TCP_MAX_QUICKACKS, TcpSock, Urg, tp};
 use crate::tcp::state::State;
-use crate::wait::queue::PollEvents;
 use alloc::boxed::Box;
 use ringlab_counters::{DropReason, Mib};
 
@@ -236,7 +235,7 @@ impl Kernel {
         let mut octet = [0];
         if offset < skb.len() && skb.copy_bits(offset, &mut octet).is_ok() {
             tp.urg_data = Urg::Valid(octet[0]);
-            self.sk_state_change(sk, PollEvents::PRI);
+            self.sk_data_ready(sk);
         }
     }
 

@@ -12,7 +12,6 @@ use crate::tcp::sock::{TCP_MSS_DEFAULT, TCP_TIMEWAIT_LEN, tp};
 use crate::tcp::state::State;
 use crate::timer::TimerKey;
 use crate::trace::Point;
-use crate::wait::queue::PollEvents;
 use alloc::boxed::Box;
 use core::time::Duration;
 use ringlab_counters::{DropReason, Mib};
@@ -110,7 +109,7 @@ impl Kernel {
         self.tcp_init_transfer(sk);
         tp!(sk).update_pacing_rate();
         self.tcp_set_state(sk, State::Established);
-        self.sk_state_change(sk, PollEvents::OUT | PollEvents::WRNORM);
+        self.sk_state_change(sk);
         self.sk_wake_async(sk, Band::Out);
         tp!(sk).fast_path_check();
         if sk.shutdown & SEND_SHUTDOWN != 0 {
@@ -122,7 +121,7 @@ impl Kernel {
         self.tcp_set_state(sk, State::FinWait2);
         sk.shutdown |= SEND_SHUTDOWN;
         if !sk.dead {
-            self.sk_state_change(sk, PollEvents::OUT | PollEvents::WRNORM);
+            self.sk_state_change(sk);
             return Ok(Some(skb));
         }
         let fin = skb.tcp.flags & flag::FIN != 0;
@@ -234,8 +233,7 @@ impl Kernel {
         self.tcp_clear_timers(sk);
         sk.shutdown = RCV_SHUTDOWN | SEND_SHUTDOWN;
         if !sk.dead {
-            use PollEvents as P;
-            self.sk_state_change(sk, P::IN | P::OUT | P::RDNORM | P::WRNORM | P::RDHUP | P::HUP);
+            self.sk_state_change(sk);
         }
     }
 

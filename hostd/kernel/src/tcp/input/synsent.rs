@@ -9,7 +9,6 @@ use crate::syscall::signal::Band;
 use crate::tcp::header::{Options, TSTAMP_ALIGNED, flag};
 use crate::tcp::sock::{WriteTimer, tp};
 use crate::tcp::state::State;
-use crate::wait::queue::PollEvents;
 use alloc::boxed::Box;
 use core::time::Duration;
 use ringlab_counters::{DropReason, Mib};
@@ -88,7 +87,7 @@ impl Kernel {
         self.tcp_set_state(sk, State::Established);
         tp!(sk).fast_path_check();
         if !sk.dead {
-            self.sk_state_change(sk, PollEvents::OUT | PollEvents::WRNORM);
+            self.sk_state_change(sk);
             self.sk_wake_async(sk, Band::Out);
         }
         // A FIN or data may ride on the SYN-ACK.
