@@ -11,6 +11,8 @@
 #                 programs that run unmodified on emulated hosts
 #   tcpdump       captures on their interfaces
 #   wrk           a load for nginx, in the benchmarks
+#   gcc libc6-dev procps
+#                 the program of the parity tests, and sysctl for the real namespaces that it runs in
 #   cargo-nextest runs the tests, each in a process of its own
 #
 # `setup.sh demo` installs what the demo needs: the first three.
@@ -18,14 +20,18 @@ set -euo pipefail
 
 declare -A package=([ip]=iproute2 [ping]=iputils-ping [curl]=curl [iperf3]=iperf3 [python3]=python3
     [wget]=wget [nginx]=nginx-light [redis-server]=redis-server [redis-cli]=redis-tools [nc]=netcat-openbsd [socat]=socat
-    [tcpdump]=tcpdump [wrk]=wrk)
+    [tcpdump]=tcpdump [wrk]=wrk [cc]=gcc [sysctl]=procps)
 wanted=(ip ping curl)
-[ "${1:-}" = demo ] || wanted+=(iperf3 python3 wget nginx redis-server redis-cli nc socat tcpdump wrk)
+[ "${1:-}" = demo ] || wanted+=(iperf3 python3 wget nginx redis-server redis-cli nc socat tcpdump wrk cc sysctl)
 
 missing=()
 for program in "${wanted[@]}"; do
     PATH="$PATH:/usr/sbin:/sbin" command -v "$program" >/dev/null || missing+=("${package[$program]}")
 done
+# gcc only recommends the headers and the C library that every program needs.
+if [ "${1:-}" != demo ] && ! echo '#include <stdio.h>' | cc -E - >/dev/null 2>&1; then
+    missing+=(libc6-dev)
+fi
 if [ ${#missing[@]} -gt 0 ]; then
     if [ "$(id -u)" != 0 ]; then
         echo "setup: ${missing[*]} missing; install with: sudo apt-get install ${missing[*]}" >&2

@@ -25,6 +25,7 @@
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
+#include <sys/prctl.h>
 #include <sys/select.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
@@ -67,6 +68,7 @@ bool do_op(const char *line);           /* runs an operation here; false if it d
 int random_main(int argc, char **argv); /* random.c */
 void start_control(void);
 void end_server(void);
+void end_with_parent(void);
 extern bool on_link;                    /* false: this process alone, over loopback */
 extern const char *addr_a, *addr_b;
 extern int port_base;

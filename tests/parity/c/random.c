@@ -170,6 +170,7 @@ int random_main(int argc, char **argv)
         fflush(stdout);
         pid_t pid = fork();
         if (pid == 0) {
+            end_with_parent();
             alarm(20);
             start_control();
             sequence(seed, limit);

@@ -229,6 +229,12 @@ void start_control(void)
     put(control, text, (size_t)snprintf(text, sizeof text, "%d", port_base));
 }
 
+/* No case outlives the program. */
+void end_with_parent(void)
+{
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+}
+
 static void serve(int fd)
 {
     char line[LINE];
@@ -267,6 +273,7 @@ static int server(void)
         if (fd < 0)
             continue;
         if (fork() == 0) {
+            end_with_parent();
             close(l);
             signal(SIGCHLD, SIG_DFL);
             signal(SIGUSR1, SIG_DFL);
@@ -285,6 +292,7 @@ static void run_case(const struct family *f, int index)
     fflush(stdout);
     pid_t pid = fork();
     if (pid == 0) {
+        end_with_parent();
         alarm(CASE_SECONDS);
         start_control();
         if (c->script)
