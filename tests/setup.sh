@@ -9,7 +9,8 @@
 #   python3       a real client with a thousand sockets, a real HTTP server
 #   wget nginx-light redis-server redis-tools netcat-openbsd socat
 #                 programs that run unmodified on emulated hosts
-#   tcpdump       captures on their interfaces
+#   tcpdump ethtool
+#                 captures on their interfaces; shows and changes their NICs
 #   wrk           a load for nginx, in the benchmarks
 #   gcc libc6-dev procps
 #                 the program of the parity tests, and sysctl for the real namespaces that it runs in
@@ -20,9 +21,9 @@ set -euo pipefail
 
 declare -A package=([ip]=iproute2 [ping]=iputils-ping [curl]=curl [iperf3]=iperf3 [python3]=python3
     [wget]=wget [nginx]=nginx-light [redis-server]=redis-server [redis-cli]=redis-tools [nc]=netcat-openbsd [socat]=socat
-    [tcpdump]=tcpdump [wrk]=wrk [cc]=gcc [sysctl]=procps)
+    [tcpdump]=tcpdump [wrk]=wrk [cc]=gcc [sysctl]=procps [ethtool]=ethtool)
 wanted=(ip ping curl)
-[ "${1:-}" = demo ] || wanted+=(iperf3 python3 wget nginx redis-server redis-cli nc socat tcpdump wrk cc sysctl)
+[ "${1:-}" = demo ] || wanted+=(iperf3 python3 wget nginx redis-server redis-cli nc socat tcpdump wrk cc sysctl ethtool)
 
 missing=()
 for program in "${wanted[@]}"; do

@@ -1,11 +1,11 @@
-//! The virtio-net driver: [`NetDriver`] over packed virtqueues (Linux `drivers/net/virtio_net.c`).
+//! The virtio-net driver: [`NetDriver`](ringlab_kernel::dev::net_device::NetDriver) over packed virtqueues (Linux `drivers/net/virtio_net.c`).
 //!
 //! A [`Nic`] outlives its device. While a device is attached it has a pair of
 //! rings a queue; when the device goes, or breaks a rule of the ring, the rings
 //! are torn down, packets in them come back through `tx_done`, and the next
 //! device gets fresh rings at the same place. Sockets notice nothing but loss.
 //!
-//! Interrupts are masked at two places: by NAPI ([`NetDriver::irq_disable`]), as on
+//! Interrupts are masked at two places: by NAPI (`irq_disable`), as on
 //! real hardware, and by the event loop while it is awake ([`Nic::wake`]): then it
 //! looks at the rings itself, and the device need not ring.
 //!
@@ -13,17 +13,19 @@
 //! of the first. Transmit: the header goes into the headroom of the first
 //! fragment, or, where that is shared, into a buffer of its own.
 
+mod netdev;
+
+pub use netdev::{Due, RingDriver, Settings};
+
 use arrayvec::ArrayVec;
-use ringlab_kernel::dev::net_device::{Features as DevFeatures, NetDriver, RxFrame, TxIrq};
+use ringlab_kernel::dev::net_device::{RxFrame, TxIrq};
 use ringlab_kernel::skb::{Frag, MAX_SKB_FRAGS, SkBuff};
 use ringlab_ring::doorbell::Doorbell;
 use ringlab_ring::memory::Region;
 use ringlab_ring::packed::{DriverQueue, Features, Layout, RingError};
 use ringlab_ring::pool::{Buf, Pool};
 use ringlab_ring::vnet::{VNET_HDR_LEN, VnetHdr};
-use std::cell::RefCell;
 use std::collections::VecDeque;
-use std::rc::Rc;
 
 /// Octets of a receive buffer.
 const RX_BUF: u32 = 4096;
@@ -106,6 +108,7 @@ struct Rings {
 }
 
 struct Pair {
+    /// As it is used: the sizes may be less than there is room for.
     layout: PairLayout,
     rings: Option<Rings>,
     /// Packets that a lost device had not finished.
@@ -140,6 +143,9 @@ pub struct Nic {
     error: Option<DeviceError>,
     /// The event loop is awake: the device need not ring.
     awake: bool,
+    /// Descriptors of the largest receive and transmit ring for which there is room.
+    room: (u16, u16),
+    settings: Settings,
 }
 
 impl Nic {
@@ -147,7 +153,9 @@ impl Nic {
     pub fn new(pool: Pool, layouts: &[PairLayout]) -> Self {
         let pair =
             |&layout| Pair { layout, rings: None, orphans: VecDeque::new(), masked: false, tx_irq: TxIrq::Off, tx_due: false, lazy: false };
-        Self { pool, pairs: layouts.iter().map(pair).collect(), attachment: None, error: None, awake: true }
+        let room = layouts.first().map_or((0, 0), |l| (l.rx.size, l.tx.size));
+        let settings = Settings { pairs: layouts.len() as u16, ..Settings::default() };
+        Self { pool, pairs: layouts.iter().map(pair).collect(), attachment: None, error: None, awake: true, room, settings }
     }
 
     /// Makes fresh rings for a device about to be attached: it must find them in order.
@@ -523,64 +531,6 @@ fn map_frame(pool: &Pool, hdr: VnetHdr, skb: &SkBuff) -> Option<(Descs, Option<B
     };
     descs.extend(frags.map(|f| (f.buf.offset() + u64::from(f.off), f.len)));
     Some((descs, header))
-}
-
-/// The kernel's handle of a [`Nic`].
-pub struct RingDriver {
-    nic: Rc<RefCell<Nic>>,
-    features: DevFeatures,
-}
-
-impl RingDriver {
-    /// A driver for `nic`, whose device offers `features`.
-    pub fn new(nic: Rc<RefCell<Nic>>, features: Features) -> Self {
-        let features = DevFeatures { tx_csum: features.contains(Features::CSUM), tso: features.contains(Features::HOST_TSO4), sg: true };
-        Self { nic, features }
-    }
-}
-
-impl NetDriver for RingDriver {
-    fn queue_pairs(&self) -> u16 {
-        self.nic.borrow().queue_pairs()
-    }
-    fn features(&self) -> DevFeatures {
-        self.features
-    }
-    fn ring_sizes(&self) -> Option<(u32, u32)> {
-        self.nic.borrow().ring_sizes()
-    }
-    fn rx(&mut self, queue: u16) -> Option<RxFrame> {
-        self.nic.borrow_mut().rx(queue)
-    }
-    fn rx_refill(&mut self, queue: u16) {
-        self.nic.borrow_mut().rx_refill(queue);
-    }
-    fn xmit(&mut self, queue: u16, hdr: VnetHdr, skb: Box<SkBuff>) -> Result<(), Box<SkBuff>> {
-        self.nic.borrow_mut().xmit(queue, hdr, skb)
-    }
-    fn tx_full(&self, queue: u16) -> bool {
-        self.nic.borrow().tx_full(queue)
-    }
-    fn tx_done(&mut self, queue: u16) -> Option<Box<SkBuff>> {
-        self.nic.borrow_mut().tx_done(queue)
-    }
-    fn needs_kick(&mut self, queue: u16) -> bool {
-        self.nic.borrow_mut().needs_kick(queue)
-    }
-    fn irq_disable(&mut self, queue: u16) {
-        self.nic.borrow_mut().irq_disable(queue);
-    }
-    fn irq_enable(&mut self, queue: u16) -> bool {
-        self.nic.borrow_mut().irq_enable(queue)
-    }
-    fn tx_irq(&mut self, queue: u16, wanted: TxIrq) {
-        if let Some(pair) = self.nic.borrow_mut().pairs.get_mut(usize::from(queue)) {
-            pair.tx_irq = wanted;
-        }
-    }
-    fn pending(&mut self, queue: u16) -> bool {
-        self.nic.borrow().pending(queue)
-    }
 }
 
 #[cfg(test)]

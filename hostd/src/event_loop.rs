@@ -273,6 +273,10 @@ impl EventLoop {
                 self.watch(&self.links[index], index)?;
                 changed = true;
             }
+            if self.links[index].apply(&self.shared) {
+                self.watch(&self.links[index], index)?;
+                changed = true;
+            }
         }
         Ok(changed)
     }
@@ -354,7 +358,11 @@ impl EventLoop {
         }
         for end in link.ends() {
             let flags = epoll::EventFlags::IN | epoll::EventFlags::RDHUP | epoll::EventFlags::ET;
-            epoll::add(&*self.epoll, end, epoll::EventData::new_u64(index as u64), flags).context("epoll")?;
+            match epoll::add(&*self.epoll, end, epoll::EventData::new_u64(index as u64), flags) {
+                // The device is the same, its rings are not.
+                Ok(()) | Err(rustix::io::Errno::EXIST) => {}
+                Err(error) => return Err(error).context("epoll"),
+            }
         }
         Ok(())
     }

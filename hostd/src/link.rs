@@ -9,17 +9,17 @@
 //! a device answers (a restarted nicd), and gives it fresh rings.
 
 use crate::config::{HostSpec, InterfaceSpec};
-use crate::driver::{Attachment, Nic, PairLayout, REQUIRED, RingDriver, WANTED};
+use crate::driver::{Attachment, Due, Nic, PairLayout, REQUIRED, RingDriver, WANTED};
 use crate::host::Shared;
 use anyhow::{Context, bail, ensure};
 use ringlab_kernel::Event;
-use ringlab_kernel::dev::net_device::{DeviceConfig, IfIndex};
+use ringlab_kernel::dev::net_device::{Coalesce, DeviceConfig, IfIndex};
 use ringlab_kernel::time::Instant;
 use ringlab_ring::doorbell::Doorbell;
 use ringlab_ring::memory::Region;
 use ringlab_ring::packed::{Features, Layout};
 use ringlab_ring::pool::Pool;
-use ringlab_ring::vhost_user::FrontEnd;
+use ringlab_ring::vhost_user::{FrontEnd, Moderation};
 use std::cell::RefCell;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::rc::Rc;
@@ -170,7 +170,17 @@ impl Link {
             return self.lose(shared, "it found a rule of the ring broken");
         }
         match device.front.take_change() {
-            Ok(Some(config)) => self.set_carrier(shared, config.link_up),
+            Ok(Some(config)) => {
+                let told = config.moderation.map(coalesce);
+                let mut nic = self.nic.borrow_mut();
+                let settings = nic.settings();
+                // Somebody else has moderated it.
+                if told != settings.coalesce && !settings.due.coalesce {
+                    (settings.coalesce, settings.coalesce_asked) = (told, false);
+                }
+                drop(nic);
+                self.set_carrier(shared, config.link_up);
+            }
             Ok(None) => {}
             Err(error) => self.lose(shared, &error.to_string()),
         }
@@ -186,6 +196,54 @@ impl Link {
         let Some(error) = self.nic.borrow_mut().take_error() else { return false };
         self.lose(shared, &error.to_string());
         true
+    }
+
+    /// Tells the device what `ethtool` has changed. True if it has fresh rings, whose descriptors are to be watched.
+    pub fn apply(&mut self, shared: &Shared) -> bool {
+        let due = core::mem::take(&mut self.nic.borrow_mut().settings().due);
+        if due == Due::default() {
+            return false;
+        }
+        // A device that is away finds it when it comes.
+        let Some(device) = self.device.take() else { return false };
+        match self.tell(device, due) {
+            Ok(device) => self.device = Some(device),
+            Err(error) => {
+                self.lose(shared, &format!("{error:#}"));
+                return false;
+            }
+        }
+        if due.rings {
+            // What the old rings held is freed, and stopped queues go on.
+            for queue in 0..self.spec.queue_pairs {
+                shared.handle(Event::Interrupt(self.dev, queue));
+            }
+        }
+        due.rings
+    }
+
+    fn tell(&self, mut device: Device, due: Due) -> anyhow::Result<Device> {
+        if due.coalesce {
+            tell_coalesce(&mut device.front, &self.nic)?;
+        }
+        if due.rings {
+            let mut front = device.front;
+            for ring in 0..2 * self.spec.queue_pairs {
+                front.stop(ring)?;
+            }
+            return attach(front, &self.nic);
+        }
+        if due.pairs {
+            let pairs = self.nic.borrow_mut().settings().pairs;
+            for pair in 0..self.spec.queue_pairs {
+                device.front.enable(2 * pair, pair < pairs)?;
+                // What an unused pair has to send is still sent.
+                if pair < pairs {
+                    device.front.enable(2 * pair + 1, true)?;
+                }
+            }
+        }
+        Ok(device)
     }
 
     /// When to knock again; `None` while the device is there.
@@ -246,14 +304,19 @@ impl Link {
 
 /// Gives a connected device fresh rings.
 fn attach(mut front: FrontEnd, nic: &Rc<RefCell<Nic>>) -> anyhow::Result<Device> {
-    let mut nic = nic.borrow_mut();
     if !front.features().contains(REQUIRED) {
         bail!("the device lacks {:?}", REQUIRED - front.features());
     }
+    if nic.borrow_mut().settings().coalesce_asked {
+        tell_coalesce(&mut front, nic)?;
+    }
+    let mut nic = nic.borrow_mut();
+    nic.settings().coalesce = front.config().moderation.map(coalesce);
     nic.reset(front.features())?;
     let region = nic.region().clone();
     let layouts = nic.layouts();
-    match front.start(&region, &layouts, nic.queue_pairs()) {
+    let pairs = nic.settings().pairs;
+    match front.start(&region, &layouts, pairs) {
         Ok(bells) => {
             let (mut kick, mut calls, mut errors) = (Vec::new(), Vec::new(), Vec::new());
             for ring in bells {
@@ -269,6 +332,19 @@ fn attach(mut front: FrontEnd, nic: &Rc<RefCell<Nic>>) -> anyhow::Result<Device>
             Err(error.into())
         }
     }
+}
+
+/// Moderates a device's interrupts as the host has asked; one that tells nothing of them is left alone.
+fn tell_coalesce(front: &mut FrontEnd, nic: &Rc<RefCell<Nic>>) -> anyhow::Result<()> {
+    let wanted = nic.borrow_mut().settings().coalesce.filter(|_| front.config().moderation.is_some());
+    if let Some(Coalesce { rx_usecs, rx_frames }) = wanted {
+        front.set_moderation(Moderation { rx_usecs, rx_frames })?;
+    }
+    Ok(())
+}
+
+fn coalesce(told: Moderation) -> Coalesce {
+    Coalesce { rx_usecs: told.rx_usecs, rx_frames: told.rx_frames }
 }
 
 /// Connects when the host starts: nicd may be a moment behind.

@@ -101,7 +101,7 @@ impl Nic {
             None => Device::None,
             Some(DeviceConfig::Vhost { socket, unsealed }) => {
                 let path = self.run_dir.join(socket);
-                let vhost = Vhost::open(at, &path, new.mac, new.mtu, new.queue_pairs, poller);
+                let vhost = Vhost::open(at, &path, new.mac, new.mtu, new.queue_pairs, moderation(new), poller);
                 let mut vhost = vhost.map_err(|e| failed("vhost-user socket", &path, e))?;
                 if *unsealed {
                     vhost.permit_unsealed();
@@ -135,7 +135,13 @@ impl Nic {
 
     fn reconfigure(&mut self, now: Instant, at: usize, new: &PortConfig, poller: &Poller) {
         let Some(port) = &mut self.ports[at] else { return };
-        port.core.set_moderation(moderation(new));
+        // What the driver has asked for since holds until this asks for something else.
+        if moderation(new) != moderation(&port.config) {
+            match &mut port.device {
+                Device::Vhost(vhost) => vhost.set_moderation(&mut port.core, moderation(new)),
+                Device::Tap(_) | Device::None => port.core.set_moderation(moderation(new)),
+            }
+        }
         port.wire.set_impairment(now, impairment(&new.impairment));
         port.config = new.clone();
         self.set_admin(at, !new.link_down, poller);

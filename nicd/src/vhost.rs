@@ -1,10 +1,11 @@
 //! The vhost-user back end of a port: joins a front end's rings to the port.
 
 use crate::poller::{Poller, Token};
+use ringlab_device::moderation::ModerationParams;
 use ringlab_device::port::Port;
 use ringlab_ring::doorbell::Doorbell;
 use ringlab_ring::packed::{DeviceQueue, Features, RingError, VringBase};
-use ringlab_ring::vhost_user::{BackDevice, BackEnd, BackEvent, Connection, Handled, Listener, NetConfig};
+use ringlab_ring::vhost_user::{BackDevice, BackEnd, BackEvent, Connection, Handled, Listener, Moderation, NetConfig};
 use std::io;
 use std::path::Path;
 
@@ -14,6 +15,8 @@ pub struct Vhost {
     listener: Listener,
     connection: Option<Connection>,
     config: NetConfig,
+    /// Of a device that no driver has moderated yet.
+    moderation: ModerationParams,
     rings: Vec<Bells>,
     unsealed: bool,
 }
@@ -53,14 +56,22 @@ impl Vhost {
     ///
     /// # Errors
     /// When the path cannot be bound.
-    pub fn open(port: u16, path: &Path, mac: [u8; 6], mtu: u16, queue_pairs: u16, poller: &Poller) -> io::Result<Self> {
+    pub fn open(
+        port: u16,
+        path: &Path,
+        mac: [u8; 6],
+        mtu: u16,
+        queue_pairs: u16,
+        moderation: ModerationParams,
+        poller: &Poller,
+    ) -> io::Result<Self> {
         ringlab_proto::server::unlink_stale(path)?;
         let listener = BackEnd::listen(path)?;
         poller.add(&listener, Token::VhostListener(port))?;
         let features = if queue_pairs > 1 { FEATURES | Features::MQ } else { FEATURES };
         let config = NetConfig { mac, mtu, queue_pairs, features, link_up: false };
         let rings = (0..2 * queue_pairs).map(|_| Bells::default()).collect();
-        Ok(Self { port, listener, connection: None, config, rings, unsealed: false })
+        Ok(Self { port, listener, connection: None, config, moderation, rings, unsealed: false })
     }
 
     /// Takes front ends whose memory is not sealed against shrinking, too.
@@ -85,6 +96,8 @@ impl Vhost {
             connection.permit_unsealed();
         }
         self.hang_up(core, poller);
+        core.set_moderation(self.moderation);
+        connection.set_moderation(as_told(self.moderation));
         if let Err(error) = poller.add(&connection, Token::VhostMessage(self.port)) {
             tracing::warn!(%error, "vhost-user connection cannot be watched");
             return Changes::default();
@@ -142,6 +155,15 @@ impl Vhost {
         }
     }
 
+    /// Moderates the device otherwise, whatever its driver has asked for.
+    pub fn set_moderation(&mut self, core: &mut Port, moderation: ModerationParams) {
+        self.moderation = moderation;
+        core.set_moderation(moderation);
+        if let Some(connection) = &mut self.connection {
+            connection.set_moderation(as_told(moderation));
+        }
+    }
+
     /// Raises the interrupts of the rings in `mask`.
     #[inline]
     pub fn call(&self, mut mask: u32) {
@@ -165,6 +187,10 @@ impl Vhost {
     pub fn must_poll(&self) -> bool {
         self.rings.iter().any(|r| r.running && r.kick.is_none())
     }
+}
+
+fn as_told(params: ModerationParams) -> Moderation {
+    Moderation { rx_usecs: params.rx_usecs, rx_frames: params.rx_frames }
 }
 
 struct Device<'a> {
@@ -217,5 +243,10 @@ impl BackDevice for Device<'_> {
         }
         self.changes.rings = true;
         self.core.detach(index).map_or(VringBase::START, |queue: DeviceQueue| queue.base())
+    }
+
+    fn set_moderation(&mut self, moderation: Moderation) -> bool {
+        self.core.set_moderation(ModerationParams { rx_usecs: moderation.rx_usecs, rx_frames: moderation.rx_frames });
+        true
     }
 }

@@ -5,6 +5,7 @@
 
 mod carrier;
 mod crash;
+mod ethtool;
 mod guest;
 mod guest_calls;
 mod guest_files;

@@ -2,11 +2,13 @@
 
 mod common;
 
-use common::tasks::{DGRAM, Prog};
-use common::{A, ADDR_A, ADDR_B, B, Dir, Lab, mac};
+use common::tasks::{DGRAM, NONBLOCK, Prog, STREAM};
+use common::{A, ADDR_A, ADDR_B, B, Dir, HostConfig, Lab, PortConfig, mac};
 use ringlab_kernel::errno::Errno;
 use ringlab_kernel::syscall::ioctl::ethtool_len;
 use ringlab_kernel::syscall::{Call, Ret};
+use std::net::SocketAddr;
+use std::time::Duration;
 
 fn name(text: &str) -> [u8; 16] {
     let mut b = [0; 16];
@@ -91,7 +93,58 @@ fn rings_channels_and_link_modes() {
     assert_eq!((asked[15] as i8, asked.len()), (-4, 48), "first the number of words is agreed on");
     let got = tool.get(&mut lab, &[0x4c, 0, 0, 4 << 24]);
     assert_eq!((&got[4..8], got[8], got.len()), (&[0xff; 4][..], 0xff, 96), "speed and duplex unknown");
-    assert_eq!(tool.ask(&mut lab, "eth0", &[0x0e]), Ret::Err(Errno::EOPNOTSUPP), "moderation is the NIC's");
+    let coalesce = |lab: &mut Lab| tool.get(lab, &[0x0e])[..16].to_vec();
+    assert_eq!(coalesce(&mut lab), words(&[0x0e, 0, 0, 0]));
+    assert_eq!(tool.ask(&mut lab, "eth0", &[0x0f, 50, 8]), Ret::Value(0));
+    assert_eq!(coalesce(&mut lab), words(&[0x0e, 50, 8, 0]));
+    // What a driver does not know of is not changed in silence.
+    for other in 3..23 {
+        let mut all = [0; 23];
+        (all[0], all[1], all[other]) = (0x0f, 1, 1);
+        assert_eq!(tool.ask(&mut lab, "eth0", &all), Ret::Err(Errno::EOPNOTSUPP), "word {other}");
+    }
+    assert_eq!(coalesce(&mut lab), words(&[0x0e, 50, 8, 0]));
+    for cmd in [0x0e, 0x0f, 0x10, 0x11, 0x3c, 0x3d] {
+        assert_eq!(tool.ask(&mut lab, "lo", &[cmd]), Ret::Err(Errno::EOPNOTSUPP), "lo {cmd:#x}");
+    }
+}
+
+#[test]
+fn rings_shrink_and_channels_are_chosen_within_what_there_is() {
+    let config = PortConfig { queues: 2, ..PortConfig::default() };
+    let mut lab = Lab::pair_with(4, HostConfig::default(), config);
+    let tool = Tool::new(&mut lab);
+    let set_rings = |lab: &mut Lab, rx: u32, mini: u32, tx: u32| tool.ask(lab, "eth0", &[0x11, 0, 0, 0, 0, rx, mini, 0, tx]);
+    assert_eq!(set_rings(&mut lab, 128, 0, 64), Ret::Value(0));
+    assert_eq!(tool.get(&mut lab, &[0x10]), words(&[0x10, 512, 0, 0, 512, 128, 0, 0, 64]));
+    for (rx, mini, tx) in [(513, 0, 64), (128, 0, 1024), (128, 1, 64), (0, 0, 64), (128, 0, 0)] {
+        assert_eq!(set_rings(&mut lab, rx, mini, tx), Ret::Err(Errno::EINVAL), "{rx} {mini} {tx}");
+    }
+    let channels = |lab: &mut Lab| tool.get(lab, &[0x3c]);
+    let set_channels = |lab: &mut Lab, rx: u32, combined: u32| tool.ask(lab, "eth0", &[0x3d, 0, 0, 0, 0, rx, 0, 0, combined]);
+    assert_eq!(channels(&mut lab), words(&[0x3c, 0, 0, 0, 2, 0, 0, 0, 2]));
+    for (rx, combined) in [(0, 0), (0, 3), (1, 1)] {
+        assert_eq!(set_channels(&mut lab, rx, combined), Ret::Err(Errno::EINVAL), "{rx} {combined}");
+    }
+    // Flows have a hash each; B refuses them all.
+    let queues_of_flows = |lab: &mut Lab| {
+        let before = lab.hosts[A].ports[0].sent_by_queue();
+        for _ in 0..20 {
+            let fd = tool.prog.socket(lab, STREAM | NONBLOCK);
+            let to = Some(SocketAddr::from((ADDR_B, 9)));
+            assert_eq!(tool.prog.now(lab, Call::Connect(fd, to)), Ret::Err(Errno::EINPROGRESS));
+            lab.run_for(Duration::from_millis(1));
+        }
+        lab.hosts[A].ports[0].sent_by_queue().iter().zip(before).map(|(now, before)| now - before).collect::<Vec<_>>()
+    };
+    let spread = queues_of_flows(&mut lab);
+    assert!(spread[0] > 0 && spread[1] > 0, "{spread:?}");
+    assert_eq!(set_channels(&mut lab, 0, 1), Ret::Value(0));
+    assert_eq!(channels(&mut lab), words(&[0x3c, 0, 0, 0, 2, 0, 0, 0, 1]));
+    assert_eq!(queues_of_flows(&mut lab), [20, 0]);
+    assert_eq!(set_channels(&mut lab, 0, 2), Ret::Value(0));
+    let spread = queues_of_flows(&mut lab);
+    assert!(spread[0] > 0 && spread[1] > 0, "{spread:?}");
 }
 
 #[test]

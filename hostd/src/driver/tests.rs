@@ -1,5 +1,8 @@
 use super::*;
+use ringlab_kernel::dev::net_device::NetDriver;
 use ringlab_ring::packed::{Chain, DeviceQueue, MemoryMap};
+use std::cell::RefCell;
+use std::rc::Rc;
 use std::sync::Arc;
 
 const RING: u16 = 64;

@@ -2,7 +2,7 @@
 
 use ringlab_ring::memory::Region;
 use ringlab_ring::packed::{Chain, DriverQueue, Features, Layout, MemoryMap, RingError, VringBase};
-use ringlab_ring::vhost_user::{BackDevice, BackError, BackEvent, Connection, FrontEnd, Handled, NetConfig, Vring};
+use ringlab_ring::vhost_user::{BackDevice, BackError, BackEvent, Connection, FrontEnd, Handled, Moderation, NetConfig, Vring};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -33,6 +33,7 @@ struct Device {
     map: Option<Arc<MemoryMap>>,
     vrings: Vec<Vring>,
     stopped: Vec<(u16, VringBase)>,
+    moderated: Vec<Moderation>,
 }
 
 impl BackDevice for Device {
@@ -58,6 +59,11 @@ impl BackDevice for Device {
         let base = self.vrings.remove(at).queue.base();
         self.stopped.push((index, base));
         base
+    }
+
+    fn set_moderation(&mut self, moderation: Moderation) -> bool {
+        self.moderated.push(moderation);
+        true
     }
 }
 
@@ -187,6 +193,32 @@ fn front_end_is_told_of_a_changed_link_once_for_all_it_missed() {
     connection.set_config(1500, true);
     let change = while_serving(&mut connection, move || front.take_change().expect("answered"));
     assert_eq!(change.map(|c| (c.link_up, c.mtu)), Some((true, Some(1500))));
+}
+
+#[test]
+fn front_end_reads_and_writes_how_interrupts_are_moderated() {
+    let (near, far) = UnixStream::pair().expect("socket pair");
+    let mut connection = Connection::new(far, config()).expect("socket");
+    let mut front = while_serving(&mut connection, || FrontEnd::negotiate(near, WANTED)).expect("negotiates");
+    assert_eq!(front.config().moderation, None, "a device that tells nothing of it");
+    let at_first = Moderation { rx_usecs: 50, rx_frames: 8 };
+    connection.set_moderation(at_first);
+    let mut front = while_serving(&mut connection, move || {
+        assert_eq!(front.take_change().expect("answered").and_then(|c| c.moderation), Some(at_first));
+        front
+    });
+    let wanted = Moderation { rx_usecs: 7, rx_frames: u32::MAX };
+    let writing = spawn(move || {
+        front.set_moderation(wanted).expect("written");
+        assert!(front.take_change().expect("nothing waits").is_none(), "who writes knows");
+        (front.config().moderation, front.refresh_config().expect("answered").moderation)
+    });
+    let mut device = Device::default();
+    while !writing.is_finished() {
+        connection.handle(&mut device).expect("valid");
+    }
+    assert_eq!(writing.join().expect("no panic"), (Some(wanted), Some(wanted)));
+    assert_eq!(device.moderated, [wanted]);
 }
 
 #[test]

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use ringlab_ring::doorbell::Doorbell;
 use ringlab_ring::memory::Region;
 use ringlab_ring::packed::{Features, Layout, Position, RingError, VringBase};
-use ringlab_ring::vhost_user::{BackDevice, BackError, BackEvent, Connection, Handled, NetConfig, Vring};
+use ringlab_ring::vhost_user::{BackDevice, BackError, BackEvent, Connection, Handled, Moderation, NetConfig, Vring};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use std::io::{IoSlice, Read};
@@ -353,6 +353,26 @@ fn configuration_space_is_read_in_any_part_and_not_beyond() {
         assert_eq!((&answer[16..20], &answer[24..]), (&(want.len() as u32).to_ne_bytes()[..], &want[..]));
     }
     assert!(matches!(b.refuses(Req::GET_CONFIG, &[0; 11], &[]), BackError::BodySize { .. }));
+}
+
+#[test]
+fn configuration_is_written_where_it_can_be_only() {
+    let refused = |offset: u32, len: usize, moderated: bool| {
+        let mut b = bench();
+        if moderated {
+            b.back.set_moderation(Moderation::default());
+        }
+        b.features(PACKED | PROTOCOL);
+        b.accepts(Req::SET_PROTOCOL_FEATURES, &(1u64 << 9).to_ne_bytes(), &[]);
+        let body = [offset.to_ne_bytes(), (len as u32).to_ne_bytes(), [0; 4]].concat();
+        b.refuses(Req::SET_CONFIG, &[body, vec![0; len]].concat(), &[])
+    };
+    assert!(matches!(refused(0, 6, true), BackError::BodySize { .. }), "the address is fixed");
+    assert!(matches!(refused(0, 8, true), BackError::Value { value: 0, .. }));
+    assert!(matches!(refused(128, 8, true), BackError::Value { value: 128, .. }), "the mark");
+    assert!(matches!(refused(132, 8, false), BackError::Value { value: 132, .. }), "a device that tells nothing of it");
+    assert!(matches!(refused(132, 8, true), BackError::Value { value: 132, .. }), "a device that does not moderate");
+    assert!(matches!(bench().refuses(Req::SET_CONFIG, &[0; 20], &[]), BackError::UnknownRequest(_)), "not negotiated");
 }
 
 #[test]

@@ -3,6 +3,7 @@
 
 use super::net_device::{IfIndex, MacAddr};
 use crate::Kernel;
+use crate::errno::Errno;
 use crate::ip::route::PROT_KERNEL;
 use alloc::string::String;
 
@@ -60,6 +61,18 @@ impl Kernel {
         let old = core::mem::replace(&mut device.name, name);
         self.fib.relabel(dev.0, &old, &device.name);
         self.rtnl_link(dev.0);
+    }
+
+    /// Uses the first queue pairs only (Linux `netif_set_real_num_tx_queues`): what waits to be sent by others is dropped.
+    ///
+    /// # Errors
+    /// What the driver answers.
+    pub(crate) fn dev_set_queue_pairs(&mut self, dev: IfIndex, pairs: u16) -> Result<(), Errno> {
+        let device = self.devs.get_mut(dev).ok_or(Errno::ENODEV)?;
+        device.driver.as_mut().ok_or(Errno::EOPNOTSUPP)?.use_queue_pairs(pairs)?;
+        device.real_queues = pairs;
+        self.purge_queues(dev, pairs);
+        Ok(())
     }
 
     /// Linux `dev_change_tx_queue_len`: what waits stays, also beyond a lower limit.

@@ -57,8 +57,13 @@ impl Kernel {
 
     /// Drops what waits to be sent (Linux `dev_deactivate`, `qdisc_reset`).
     pub(crate) fn dev_deactivate(&mut self, dev: IfIndex) {
+        self.purge_queues(dev, 0);
+    }
+
+    /// Drops what waits in queue `first` and those behind it.
+    pub(crate) fn purge_queues(&mut self, dev: IfIndex, first: u16) {
         let queues = self.devs.get(dev).map_or(0, |d| d.queues.len() as u16);
-        for queue in 0..queues {
+        for queue in first..queues {
             while let Some(q) = self.devs.queue_mut(dev, queue)
                 && let Some(skb) = q.requeued.pop_front().or_else(|| q.qdisc.dequeue())
             {

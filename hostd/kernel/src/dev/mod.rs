@@ -109,6 +109,8 @@ pub(crate) struct NetDevice {
     /// `None`: loopback.
     pub(crate) driver: Option<Box<dyn NetDriver>>,
     pub(crate) queues: Vec<Queue>,
+    /// So many of them are in use, the first (Linux `real_num_tx_queues`).
+    pub(crate) real_queues: u16,
     pub(crate) stats: Stats,
 }
 
@@ -209,6 +211,7 @@ impl Kernel {
             gro_on: true,
             driver: None,
             queues: Vec::new(),
+            real_queues: 1,
             stats: Stats::default(),
         });
         self.fib.set_mtu(1, loopback::MTU);
@@ -260,6 +263,7 @@ impl Kernel {
             gro_on: true,
             driver: Some(config.driver),
             queues,
+            real_queues: pairs,
             stats: Stats::default(),
         });
         self.fib.set_mtu(index.0, config.mtu);

@@ -1,5 +1,6 @@
 //! `net_device`: an interface, and what its driver offers.
 
+use crate::errno::Errno;
 use crate::skb::{Frag, SkBuff};
 use alloc::boxed::Box;
 use alloc::string::String;
@@ -57,6 +58,35 @@ pub trait NetDriver {
     fn ring_sizes(&self) -> Option<(u32, u32)> {
         None
     }
+    /// The most that they can be.
+    fn ring_limits(&self) -> Option<(u32, u32)> {
+        self.ring_sizes()
+    }
+    /// Gives all rings other sizes (`ethtool -G`). What is in them may be lost.
+    ///
+    /// # Errors
+    /// `EINVAL` for a size that no ring can have, `EOPNOTSUPP` if they are fixed.
+    fn set_ring_sizes(&mut self, _rx: u32, _tx: u32) -> Result<(), Errno> {
+        Err(Errno::EOPNOTSUPP)
+    }
+    /// When the device interrupts for received frames; `None`: the driver does not tell.
+    fn coalesce(&self) -> Option<Coalesce> {
+        None
+    }
+    /// Changes it (`ethtool -C`).
+    ///
+    /// # Errors
+    /// `EOPNOTSUPP` if it is fixed.
+    fn set_coalesce(&mut self, _wanted: Coalesce) -> Result<(), Errno> {
+        Err(Errno::EOPNOTSUPP)
+    }
+    /// Has the device spread what it receives over the first queue pairs only (`ethtool -L`).
+    ///
+    /// # Errors
+    /// `EOPNOTSUPP` if it cannot.
+    fn use_queue_pairs(&mut self, _pairs: u16) -> Result<(), Errno> {
+        Err(Errno::EOPNOTSUPP)
+    }
     /// Takes the next received frame of a queue; `None` if there is none.
     fn rx(&mut self, queue: u16) -> Option<RxFrame>;
     /// Gives the device fresh buffers for what was taken.
@@ -81,6 +111,15 @@ pub trait NetDriver {
     fn tx_irq(&mut self, queue: u16, wanted: TxIrq);
     /// True if the queue has frames or completions to take, interrupt or not.
     fn pending(&mut self, queue: u16) -> bool;
+}
+
+/// Interrupt moderation of the receive side.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Coalesce {
+    /// Microseconds by which an interrupt may be late (`rx-usecs`).
+    pub rx_usecs: u32,
+    /// Frames after which it comes at once; 0: only time counts (`rx-frames`).
+    pub rx_frames: u32,
 }
 
 /// What depends on the interrupt of a transmit queue.

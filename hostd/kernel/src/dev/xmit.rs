@@ -26,7 +26,7 @@ impl Kernel {
             self.kfree_skb(skb, DropReason::DevReady);
             return Err(Errno::ENETDOWN);
         };
-        let queue = if device.queues.len() > 1 { self.netdev_pick_tx(&skb, device.queues.len()) } else { 0 };
+        let queue = if device.real_queues > 1 { self.netdev_pick_tx(&skb, device.real_queues) } else { 0 };
         let (loopback, carrier) = (device.is_loopback(), device.carrier);
         skb.queue = queue;
         self.trace(Point::DevQueueXmit, skb.id, [u64::from(skb.len()), u64::from(queue), 0, 0]);
@@ -52,10 +52,10 @@ impl Kernel {
     }
 
     /// TX queue by flow hash, so that a flow stays in order (Linux `skb_tx_hash`); by CPU without a hash.
-    fn netdev_pick_tx(&self, skb: &SkBuff, queues: usize) -> u16 {
+    fn netdev_pick_tx(&self, skb: &SkBuff, queues: u16) -> u16 {
         match skb.hash {
-            0 => self.this_cpu % queues as u16,
-            hash => ((u64::from(hash) * queues as u64) >> 32) as u16,
+            0 => self.this_cpu % queues,
+            hash => ((u64::from(hash) * u64::from(queues)) >> 32) as u16,
         }
     }
 

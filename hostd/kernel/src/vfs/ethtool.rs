@@ -1,12 +1,12 @@
 //! `SIOCETHTOOL`: what `ethtool` asks of an interface, and changes of it (Linux `net/ethtool/ioctl.c`).
 //!
 //! An interface shows itself as `virtio_net` does. What belongs to the NIC and that its driver cannot
-//! tell (interrupt moderation, pause frames) answers `EOPNOTSUPP`.
+//! tell (pause frames, moderation of the transmit side) answers `EOPNOTSUPP`.
 
 use crate::Kernel;
 use crate::cpu::sched::TaskId;
 use crate::dev::NetDevice;
-use crate::dev::net_device::{Features, IfIndex};
+use crate::dev::net_device::{Coalesce, Features, IfIndex};
 use crate::errno::Errno;
 use crate::syscall::abi::octets;
 use crate::syscall::{Fd, Ret};
@@ -53,6 +53,8 @@ const SS_FEATURES: u32 = 4;
 /// Words of a link-mode mask.
 const LINK_MODE_WORDS: i8 = 4;
 const MAC_LEN: usize = 6;
+/// Octets of `struct ethtool_coalesce`.
+const COALESCE: usize = 92;
 /// Most strings or numbers that are looked at.
 const MOST: usize = 4096;
 /// `ETHTOOL_F_UNSUPPORTED`, `ETHTOOL_F_WISH`.
@@ -88,7 +90,7 @@ pub(crate) fn request_len(head: &[u8]) -> usize {
     let word = |at: usize| octets(head, at).map_or(0, u32::from_ne_bytes) as usize;
     match word(0) as u32 {
         cmd::GDRVINFO => 196,
-        cmd::GCOALESCE | cmd::SCOALESCE => 92,
+        cmd::GCOALESCE | cmd::SCOALESCE => COALESCE,
         cmd::GRINGPARAM | cmd::SRINGPARAM | cmd::GCHANNELS | cmd::SCHANNELS => 36,
         cmd::GSTRINGS => 12 + word(8).min(MOST) * GSTRING,
         cmd::GSTATS => 8 + word(4).min(MOST) * 8,
@@ -115,6 +117,12 @@ impl Kernel {
         if data.len() < request_len(data).min(8) {
             return Err(Errno::EFAULT);
         }
+        match cmd {
+            cmd::SCOALESCE => return dev.set_coalesce(data).map(|()| Ret::Value(0)),
+            cmd::SRINGPARAM => return dev.set_rings(data).map(|()| Ret::Value(0)),
+            cmd::SCHANNELS => return self.set_channels(IfIndex(index), data).map(|()| Ret::Value(0)),
+            _ => {}
+        }
         if let Some(bit) = set_bit(cmd) {
             return dev.set_offloads(bit, if value != 0 { bit } else { 0 }).map(Ret::Value);
         }
@@ -131,6 +139,29 @@ impl Kernel {
         out.truncate(data.len());
         Ok(Ret::Bytes(out))
     }
+}
+
+impl Kernel {
+    /// `ETHTOOL_SCHANNELS` (Linux `ethtool_set_channels`, `virtnet_set_channels`): pairs are all that there is.
+    fn set_channels(&mut self, dev: IfIndex, data: &[u8]) -> Result<(), Errno> {
+        let device = self.devs.get(dev).filter(|d| !d.is_loopback()).ok_or(Errno::EOPNOTSUPP)?;
+        let (most, now) = (device.queues.len() as u32, u32::from(device.real_queues));
+        let [rx, tx, other, combined] = words::<4>(data, 5)?;
+        match (rx | tx | other, combined) {
+            (0, pairs) if pairs == now => Ok(()),
+            (0, pairs) if (1..=most).contains(&pairs) => self.dev_set_queue_pairs(dev, pairs as u16),
+            _ => Err(Errno::EINVAL),
+        }
+    }
+}
+
+/// `N` words of a structure from its word `at` on.
+fn words<const N: usize>(data: &[u8], at: usize) -> Result<[u32; N], Errno> {
+    let mut all = [0; N];
+    for (i, word) in all.iter_mut().enumerate() {
+        *word = octets(data, (at + i) * 4).map(u32::from_ne_bytes).ok_or(Errno::EFAULT)?;
+    }
+    Ok(all)
 }
 
 /// The bit that an old-style command sets.
@@ -194,16 +225,48 @@ impl NetDevice {
             cmd::GDRVINFO => nic().map(|()| self.driver_info(head(&[]))),
             cmd::GLINKSETTINGS => nic().map(|()| link_settings(data, head(&[]))),
             cmd::GRINGPARAM => {
-                let (rx, tx) = self.driver.as_ref().and_then(|d| d.ring_sizes()).ok_or(Errno::EOPNOTSUPP)?;
-                Ok(head(&[rx, 0, 0, tx, rx, 0, 0, tx]))
+                let [(rx, tx), (max_rx, max_tx)] = self.rings()?;
+                Ok(head(&[max_rx, 0, 0, max_tx, rx, 0, 0, tx]))
             }
             cmd::GCHANNELS => {
                 nic()?;
-                let pairs = self.queues.len() as u32;
-                Ok(head(&[0, 0, 0, pairs, 0, 0, 0, pairs]))
+                Ok(head(&[0, 0, 0, self.queues.len() as u32, 0, 0, 0, self.real_queues.into()]))
+            }
+            cmd::GCOALESCE => {
+                let c = self.driver.as_ref().and_then(|d| d.coalesce()).ok_or(Errno::EOPNOTSUPP)?;
+                let mut b = head(&[c.rx_usecs, c.rx_frames]);
+                b.resize(COALESCE, 0);
+                Ok(b)
             }
             _ => Err(Errno::EOPNOTSUPP),
         }
+    }
+
+    /// Ring sizes now, and the most that they can be.
+    fn rings(&self) -> Result<[(u32, u32); 2], Errno> {
+        let driver = self.driver.as_ref().ok_or(Errno::EOPNOTSUPP)?;
+        Ok([driver.ring_sizes().ok_or(Errno::EOPNOTSUPP)?, driver.ring_limits().ok_or(Errno::EOPNOTSUPP)?])
+    }
+
+    /// `ETHTOOL_SRINGPARAM` (Linux `ethtool_set_ringparam`).
+    fn set_rings(&mut self, data: &[u8]) -> Result<(), Errno> {
+        let [now, (max_rx, max_tx)] = self.rings()?;
+        let [rx, mini, jumbo, tx] = words::<4>(data, 5)?;
+        if rx > max_rx || tx > max_tx || mini | jumbo != 0 || rx == 0 || tx == 0 {
+            return Err(Errno::EINVAL);
+        }
+        let driver = self.driver.as_mut().ok_or(Errno::EOPNOTSUPP)?;
+        if (rx, tx) == now { Ok(()) } else { driver.set_ring_sizes(rx, tx) }
+    }
+
+    /// `ETHTOOL_SCOALESCE` (Linux `ethtool_set_coalesce_supported`): receive time and frames, nothing else.
+    fn set_coalesce(&mut self, data: &[u8]) -> Result<(), Errno> {
+        let driver = self.driver.as_mut().filter(|d| d.coalesce().is_some()).ok_or(Errno::EOPNOTSUPP)?;
+        let all = words::<{ COALESCE / 4 }>(data, 0)?;
+        if all[3..].iter().any(|&word| word != 0) {
+            return Err(Errno::EOPNOTSUPP);
+        }
+        driver.set_coalesce(Coalesce { rx_usecs: all[1], rx_frames: all[2] })
     }
 
     fn driver_info(&self, mut b: Vec<u8>) -> Vec<u8> {

@@ -2,7 +2,8 @@
 
 use super::Frame;
 use arrayvec::ArrayVec;
-use ringlab_kernel::dev::net_device::{Features, NetDriver, RxFrame, TxIrq};
+use ringlab_kernel::dev::net_device::{Coalesce, Features, NetDriver, RxFrame, TxIrq};
+use ringlab_kernel::errno::Errno;
 use ringlab_kernel::skb::{Frag, SkBuff};
 use ringlab_ring::pool::Pool;
 use ringlab_ring::vnet::VnetHdr;
@@ -55,6 +56,8 @@ struct Queue {
     rx_taken: usize,
     tx: VecDeque<(VnetHdr, Box<SkBuff>)>,
     done: VecDeque<Box<SkBuff>>,
+    /// Frames taken over from the kernel.
+    sent: usize,
     masked: bool,
     tx_irq: bool,
     /// An interrupt is due when unmasked.
@@ -74,6 +77,9 @@ struct State {
     doorbells: usize,
     /// The device does not touch the TX rings.
     stalled: bool,
+    /// What `ethtool` has made of it.
+    rings: (u32, u32),
+    coalesce: Coalesce,
 }
 
 /// The device's side of a port; clones share it.
@@ -86,7 +92,9 @@ impl Port {
     pub fn new(config: PortConfig, pool: Pool) -> Self {
         let queue = || Queue { rx_free: config.rx_ring, ..Queue::default() };
         let queues = (0..config.queues).map(|_| queue()).collect();
-        let state = State { config, pool, queues, missed: 0, interrupts: 0, doorbells: 0, stalled: false };
+        let rings = (config.rx_ring as u32, config.tx_ring as u32);
+        let coalesce = Coalesce::default();
+        let state = State { config, pool, queues, missed: 0, interrupts: 0, doorbells: 0, stalled: false, rings, coalesce };
         Self { state: Rc::new(RefCell::new(state)) }
     }
 
@@ -117,6 +125,11 @@ impl Port {
     /// Frames on the TX rings that the device has not taken.
     pub fn tx_pending(&self) -> usize {
         self.state.borrow().queues.iter().map(|q| q.tx.len()).sum()
+    }
+
+    /// Frames that the kernel has sent, by queue.
+    pub fn sent_by_queue(&self) -> Vec<usize> {
+        self.state.borrow().queues.iter().map(|q| q.sent).collect()
     }
 
     /// Stops or lets go the device's transmitter.
@@ -206,8 +219,31 @@ impl NetDriver for Driver {
     }
 
     fn ring_sizes(&self) -> Option<(u32, u32)> {
+        Some(self.state.borrow().rings)
+    }
+
+    fn ring_limits(&self) -> Option<(u32, u32)> {
         let s = self.state.borrow();
         Some((s.config.rx_ring as u32, s.config.tx_ring as u32))
+    }
+
+    fn set_ring_sizes(&mut self, rx: u32, tx: u32) -> Result<(), Errno> {
+        self.state.borrow_mut().rings = (rx, tx);
+        Ok(())
+    }
+
+    fn coalesce(&self) -> Option<Coalesce> {
+        Some(self.state.borrow().coalesce)
+    }
+
+    fn set_coalesce(&mut self, wanted: Coalesce) -> Result<(), Errno> {
+        self.state.borrow_mut().coalesce = wanted;
+        Ok(())
+    }
+
+    fn use_queue_pairs(&mut self, pairs: u16) -> Result<(), Errno> {
+        assert!((1..=self.queue_pairs()).contains(&pairs));
+        Ok(())
     }
 
     fn rx(&mut self, queue: u16) -> Option<RxFrame> {
@@ -232,6 +268,7 @@ impl NetDriver for Driver {
             assert!(c.features.tx_csum || hdr.flags == 0, "no checksum offload was offered");
             assert!(c.features.sg || skb.frags().iter().filter(|f| f.len > 0).count() == 1, "no scatter-gather was offered");
             q.tx.push_back((hdr, skb));
+            q.sent += 1;
             q.added = true;
             Ok(())
         })

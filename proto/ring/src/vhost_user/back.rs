@@ -1,6 +1,7 @@
 //! The back end: nicd's side of vhost-user.
 
 use super::channel::Notifier;
+use super::moderation::{self, Moderation};
 use super::state::{NetConfig, VringState, memory_table};
 use super::wire::{BackError, Message, Read, Reader, reply};
 use crate::doorbell::Doorbell;
@@ -129,6 +130,11 @@ pub trait BackDevice {
     /// The running ring `index` stops: publish what is finished, forget the queue and
     /// its doorbells, and tell where it stood ([`DeviceQueue::base`]).
     fn stop_vring(&mut self, index: u16) -> VringBase;
+
+    /// The front end moderates interrupts ([`Connection::set_moderation`]); false if the device does not.
+    fn set_moderation(&mut self, _moderation: Moderation) -> bool {
+        false
+    }
 }
 
 /// What [`Connection::handle`] found.
@@ -154,6 +160,7 @@ pub struct Connection {
     vrings: Vec<VringState>,
     unsealed: bool,
     notifier: Option<Notifier>,
+    moderation: Option<Moderation>,
 }
 
 const PROTOCOL: Protocol =
@@ -170,7 +177,18 @@ impl Connection {
         socket.set_nonblocking(true)?;
         let vrings = (0..config.vrings()).map(|_| VringState::default()).collect();
         let (features, protocol) = (Features::empty(), Protocol::empty());
-        Ok(Self { socket, reader: Reader::new(), config, features, protocol, map: None, vrings, unsealed: false, notifier: None })
+        Ok(Self {
+            socket,
+            reader: Reader::new(),
+            config,
+            features,
+            protocol,
+            map: None,
+            vrings,
+            unsealed: false,
+            notifier: None,
+            moderation: None,
+        })
     }
 
     /// Takes memory that is not sealed against shrinking, too: a front end that shrinks it
@@ -184,7 +202,20 @@ impl Connection {
     pub fn set_config(&mut self, mtu: u16, link_up: bool) {
         let old = (self.config.mtu, self.config.link_up);
         (self.config.mtu, self.config.link_up) = (mtu, link_up);
-        if old != (mtu, link_up) && self.has(Protocol::CONFIG) {
+        if old != (mtu, link_up) {
+            self.notify();
+        }
+    }
+
+    /// How the device moderates interrupts, for front ends that know of it; told as [`Self::set_config`] tells.
+    pub fn set_moderation(&mut self, moderation: Moderation) {
+        if self.moderation.replace(moderation) != Some(moderation) {
+            self.notify();
+        }
+    }
+
+    fn notify(&mut self) {
+        if self.has(Protocol::CONFIG) {
             self.notifier = self.notifier.take().filter(Notifier::config_changed);
         }
     }
@@ -231,6 +262,7 @@ impl Connection {
             Req::GET_QUEUE_NUM if self.has(Protocol::MQ) => return self.answer_u64(&m, self.vrings.len() as u64),
             Req::GET_CONFIG if self.has(Protocol::CONFIG) => return self.get_config(&m),
             Req::GET_VRING_BASE => return self.get_vring_base(&m, device),
+            Req::SET_CONFIG if self.has(Protocol::CONFIG) => self.write_config(&m, device)?,
             Req::SET_OWNER => m.fixed::<0>().map(|_| ())?,
             Req::RESET_OWNER => self.reset(&m, device)?,
             Req::RESET_DEVICE if self.has(Protocol::RESET_DEVICE) => self.reset(&m, device)?,
@@ -271,9 +303,27 @@ impl Connection {
         let size = if inside { size } else { 0 };
         let mut body = m.body[..12].to_vec();
         body[4..8].copy_from_slice(&size.to_ne_bytes());
-        body.extend(self.config.read(offset as usize, size as usize));
+        let moderation = self.moderation.map(Moderation::emit).unwrap_or_default();
+        body.extend(self.config.read(offset as usize, size as usize).iter().zip(offset as usize..).map(|(&octet, at)| {
+            let behind = at.checked_sub(moderation::AT).and_then(|at| moderation.get(at));
+            behind.copied().unwrap_or(octet)
+        }));
         reply(&self.socket, m.request, &body)?;
         Ok(true)
+    }
+
+    fn write_config(&mut self, m: &Message, device: &mut impl BackDevice) -> Result<(), BackError> {
+        if m.body.len() != 12 + moderation::FIELDS_LEN {
+            return Err(m.bad_size());
+        }
+        let (offset, size) = (m.u32_at(0), m.u32_at(4));
+        let fields = offset as usize == moderation::FIELDS_AT && size as usize == moderation::FIELDS_LEN;
+        let wanted = Moderation::parse_fields(&m.body[12..]).filter(|_| fields && self.moderation.is_some());
+        match wanted.filter(|&wanted| device.set_moderation(wanted)) {
+            Some(wanted) => self.moderation = Some(wanted),
+            None => return Err(BackError::Value { request: m.request, value: offset.into() }),
+        }
+        Ok(())
     }
 
     fn get_vring_base(&mut self, m: &Message, device: &mut impl BackDevice) -> Result<bool, BackError> {

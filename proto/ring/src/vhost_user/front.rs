@@ -1,6 +1,7 @@
 //! The front end: hostd's side of vhost-user, over the `vhost` crate's client.
 
 use super::channel::Notices;
+use super::moderation::{self, Moderation};
 use super::state::NET_CONFIG_LEN;
 use crate::doorbell::Doorbell;
 use crate::memory::Region;
@@ -54,6 +55,8 @@ pub struct DeviceConfig {
     pub link_up: bool,
     /// Pairs of queues, at least 1.
     pub queue_pairs: u16,
+    /// How it moderates interrupts; `None` if it does not tell.
+    pub moderation: Option<Moderation>,
 }
 
 /// The doorbells of one ring.
@@ -125,7 +128,7 @@ impl FrontEnd {
         let config = if protocol.contains(Protocol::CONFIG) {
             Self::read_config(&mut vhost, features)?
         } else {
-            DeviceConfig { mac: None, mtu: None, link_up: true, queue_pairs: 1 }
+            DeviceConfig { mac: None, mtu: None, link_up: true, queue_pairs: 1, moderation: None }
         };
         Ok(Self { vhost, socket: watch, notices, features, config })
     }
@@ -135,12 +138,16 @@ impl FrontEnd {
         let (_, space) = vhost.get_config(0, NET_CONFIG_LEN as u32, VhostUserConfigFlags::WRITABLE, &ask)?;
         let le = |i: usize| u16::from_le_bytes([space[i], space[i + 1]]);
         let has = |f| features.contains(f);
+        let ask = [0u8; moderation::LEN];
+        // A space that ends before is no error: its answer is empty.
+        let behind = vhost.get_config(moderation::AT as u32, moderation::LEN as u32, VhostUserConfigFlags::WRITABLE, &ask);
         let mac = space[..6].try_into().expect("six octets");
         Ok(DeviceConfig {
             mac: has(Features::MAC).then_some(mac),
             mtu: has(Features::MTU).then(|| le(10)),
             link_up: !has(Features::STATUS) || le(6) & 1 != 0,
             queue_pairs: if has(Features::MQ) { le(8).clamp(1, 128) } else { 1 },
+            moderation: behind.ok().and_then(|(_, b)| Moderation::parse(&b)),
         })
     }
 
@@ -152,6 +159,17 @@ impl FrontEnd {
     /// The device's configuration, read when connecting.
     pub fn config(&self) -> DeviceConfig {
         self.config
+    }
+
+    /// Moderates the device's interrupts. Only if its configuration tells how it does so now.
+    ///
+    /// # Errors
+    /// [`FrontError`].
+    pub fn set_moderation(&mut self, wanted: Moderation) -> Result<(), FrontError> {
+        let fields = &wanted.emit()[moderation::FIELDS_AT - moderation::AT..];
+        self.vhost.set_config(moderation::FIELDS_AT as u32, VhostUserConfigFlags::WRITABLE, fields)?;
+        self.config.moderation = Some(wanted);
+        Ok(())
     }
 
     /// Reads the configuration again (the link may have changed).

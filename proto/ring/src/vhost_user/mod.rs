@@ -14,7 +14,8 @@
 //! or kick stops and restarts running rings where they stood.
 //!
 //! The configuration is read by `GET_CONFIG`. When the link goes up or down the back end
-//! says so over the back-end channel, if the front end has made one (`channel`).
+//! says so over the back-end channel, if the front end has made one (`channel`). What virtio keeps on the control virtqueue
+//! and vhost-user has no message for, interrupt moderation, is read and written as part of it (`moderation`).
 //!
 //! Untrusted front end: every size, index, address and descriptor is checked; the
 //! first that fails closes the connection with a [`BackError`] that names it, after
@@ -25,10 +26,12 @@
 mod back;
 mod channel;
 mod front;
+mod moderation;
 mod state;
 mod wire;
 
 pub use back::{BackDevice, BackEnd, BackEvent, Connection, Handled, Listener, Vring};
 pub use front::{DeviceConfig, FrontEnd, FrontError, VringBells};
+pub use moderation::Moderation;
 pub use state::NetConfig;
 pub use wire::BackError;
