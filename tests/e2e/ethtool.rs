@@ -37,6 +37,15 @@ fn moderation(lab: &Lab<'_>) -> (String, String) {
     (shown(lab, "-c eth0", "rx-usecs"), shown(lab, "-c eth0", "rx-frames"))
 }
 
+/// Waits until a round trip takes as long as it is to, in milliseconds: a host that something else wakes takes the answer
+/// along, and a machine that is busy with other things makes it wait.
+fn expect_round_trip(lab: &Lab<'_>, holds: impl Fn(f64) -> bool) {
+    eventually("a round trip of that time", 30, || {
+        let (shortest, longest) = round_trips(lab);
+        holds(shortest) || holds(longest)
+    });
+}
+
 /// The shortest and the longest of three round trips, in milliseconds.
 fn round_trips(lab: &Lab<'_>) -> (f64, f64) {
     let text = lab.ok(lab.program("a", &["ping", "-q", "-c", "3", "-i", "0.2", "b"]));
@@ -50,11 +59,10 @@ fn interrupts_are_moderated_as_asked_also_by_the_next_device() {
     with_lab(|_, lab| {
         let texts = |a: &str, b: &str| (a.to_owned(), b.to_owned());
         assert_eq!(moderation(lab), texts("5", "3"), "of the topology file");
-        assert!(round_trips(lab).0 < 40.0);
+        expect_round_trip(lab, |ms| ms < 40.0);
         assert_eq!(ethtool(lab, "-C eth0 rx-usecs 40000 rx-frames 0"), "");
         assert_eq!(moderation(lab), texts("40000", "0"));
-        // A host that something else wakes takes the answer along: not every one waits.
-        assert!(round_trips(lab).1 >= 40.0, "the answer waits for its interrupt");
+        expect_round_trip(lab, |ms| ms >= 40.0);
         let refused = "Cannot set device coalesce parameters: Operation not supported\n";
         assert_eq!(ethtool(lab, "-C eth0 tx-usecs 5"), refused);
         assert_eq!(ethtool(lab, "-C eth0 adaptive-rx on"), refused);
@@ -65,9 +73,9 @@ fn interrupts_are_moderated_as_asked_also_by_the_next_device() {
             pid > 1 && pid != i64::from(old) && lab.node("a")["interfaces"][0]["carrier"] == true
         });
         assert_eq!(moderation(lab), texts("40000", "0"));
-        assert!(round_trips(lab).1 >= 40.0, "the next device is told");
+        expect_round_trip(lab, |ms| ms >= 40.0);
         assert_eq!(ethtool(lab, "-C eth0 rx-usecs 0"), "");
-        assert!(round_trips(lab).0 < 40.0);
+        expect_round_trip(lab, |ms| ms < 40.0);
     });
 }
 
