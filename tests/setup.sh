@@ -9,11 +9,12 @@
 #   python3       a real client with a thousand sockets, a real HTTP server
 #   wget nginx-light redis-server redis-tools netcat-openbsd socat
 #                 programs that run unmodified on emulated hosts
-#   tcpdump ethtool
-#                 captures on their interfaces; shows and changes their NICs
-#   wrk           a load for nginx, in the benchmarks
-#   gcc libc6-dev procps
-#                 the program of the parity tests, and sysctl for the real namespaces that it runs in
+#   tcpdump ethtool traceroute mtr-tiny iputils-arping bind9-dnsutils dnsmasq-base
+#                 look at their networks: captures, NICs, ways, names
+#   dropbear-bin wrk caddy hey busybox-static netcat-traditional
+#                 shells, load (of the benchmarks, too), programs in Go, programs without shared libraries
+#   gcc libc6-dev musl-tools procps
+#                 the program of the parity tests and other static ones; sysctl for the real namespaces that it runs in
 #   cargo-nextest runs the tests, each in a process of its own
 #
 # `setup.sh demo` installs what the demo needs: the first three.
@@ -21,9 +22,12 @@ set -euo pipefail
 
 declare -A package=([ip]=iproute2 [ping]=iputils-ping [curl]=curl [iperf3]=iperf3 [python3]=python3
     [wget]=wget [nginx]=nginx-light [redis-server]=redis-server [redis-cli]=redis-tools [nc]=netcat-openbsd [socat]=socat
-    [tcpdump]=tcpdump [wrk]=wrk [cc]=gcc [sysctl]=procps [ethtool]=ethtool)
+    [tcpdump]=tcpdump [wrk]=wrk [cc]=gcc [sysctl]=procps [ethtool]=ethtool [traceroute]=traceroute [mtr]=mtr-tiny
+    [arping]=iputils-arping [dig]=bind9-dnsutils [dnsmasq]=dnsmasq-base [dropbear]=dropbear-bin [caddy]=caddy [hey]=hey
+    [busybox]=busybox-static [nc.traditional]=netcat-traditional [nc.openbsd]=netcat-openbsd [musl-gcc]=musl-tools)
 wanted=(ip ping curl)
-[ "${1:-}" = demo ] || wanted+=(iperf3 python3 wget nginx redis-server redis-cli nc socat tcpdump wrk cc sysctl ethtool)
+[ "${1:-}" = demo ] || wanted+=(iperf3 python3 wget nginx redis-server redis-cli nc socat tcpdump wrk cc sysctl ethtool
+    traceroute mtr arping dig dnsmasq dropbear caddy hey busybox nc.traditional nc.openbsd musl-gcc)
 
 missing=()
 for program in "${wanted[@]}"; do

@@ -5,16 +5,16 @@ use ringlab_tests::lab::{Lab, Site};
 use std::path::{Path, PathBuf};
 
 /// A directory of files for a test, removed with it.
-struct Files(PathBuf);
+pub(crate) struct Files(pub(crate) PathBuf);
 
 impl Files {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let dir = std::env::temp_dir().join(ringlab_tests::unique("ringlab-files-"));
         std::fs::create_dir_all(dir.join("html")).expect("a fresh directory");
         Self(dir)
     }
 
-    fn write(&self, name: &str, content: impl AsRef<[u8]>) -> PathBuf {
+    pub(crate) fn write(&self, name: &str, content: impl AsRef<[u8]>) -> PathBuf {
         let path = self.0.join(name);
         std::fs::write(&path, content).expect("written");
         path
@@ -29,18 +29,18 @@ impl Drop for Files {
 }
 
 /// Hosts `a` and `b`; `b` runs a server.
-fn serve<'s>(site: &'s Site, cmd: &[&str], port: u16) -> Lab<'s> {
+pub(crate) fn serve<'s>(site: &'s Site, cmd: &[&str], port: u16) -> Lab<'s> {
     let cmd = serde_json::to_string(cmd).expect("strings");
     site.deploy(&format!(
         "name: serve\nnodes:\n  a: {{}}\n  b:\n    run:\n      - {{cmd: {cmd}, ready: {{tcp: {port}}}}}\nlinks:\n  - endpoints: [\"a:eth0\", \"b:eth0\"]\n    ipv4: [10.0.0.1/24, 10.0.0.2/24]\n"
     ))
 }
 
-fn sh(lab: &Lab<'_>, node: &str, script: &str) -> String {
+pub(crate) fn sh(lab: &Lab<'_>, node: &str, script: &str) -> String {
     lab.ok(lab.program(node, &["sh", "-ec", script]))
 }
 
-fn nginx(files: &Files, workers: u32, sendfile: &str) -> PathBuf {
+pub(crate) fn nginx(files: &Files, workers: u32, sendfile: &str) -> PathBuf {
     let dir = files.0.display();
     files.write(
         "nginx.conf",
@@ -78,7 +78,7 @@ fn nginx_serves(workers: u32, sendfile: &str) {
     });
 }
 
-fn path(path: &Path) -> &str {
+pub(crate) fn path(path: &Path) -> &str {
     path.to_str().expect("UTF-8")
 }
 

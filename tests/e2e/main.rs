@@ -14,6 +14,7 @@ mod guest_kill;
 mod guest_profile;
 mod guest_servers;
 mod guest_signals;
+mod guest_tools;
 mod iproute;
 mod lifecycle;
 mod real_peer;

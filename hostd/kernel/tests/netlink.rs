@@ -479,6 +479,15 @@ fn second_dump_waits_for_the_first_to_be_read() {
 }
 
 #[test]
+fn other_networks_have_no_number() {
+    let (mut lab, nl) = setup(77);
+    nl.send(&mut lab, &request(90, 1, &[0; 4], &[(3, &6u32.to_ne_bytes())]));
+    let answer = nl.drain(&mut lab);
+    assert_eq!((answer.len(), answer[0].kind, answer[0].u32(4, 1)), (1, 88, Some(u32::MAX)));
+    assert_eq!(nl.ack(&mut lab, 90, 1, &[0; 4], &[]), Err(Errno::EINVAL));
+}
+
+#[test]
 fn dumps_of_other_families_are_empty_and_strict_filters_hold() {
     let (mut lab, nl) = setup(17);
     for kind in [GETADDR, GETROUTE, GETNEIGH] {

@@ -70,6 +70,22 @@ fn ping_to_nowhere_ends_in_the_error_queue() {
 }
 
 #[test]
+fn raw_socket_sends_on_though_an_error_waits_and_a_ping_socket_does_not() {
+    let (mut lab, a) = one(31);
+    let nobody = Ipv4Addr::new(10, 0, 0, 77);
+    let (raw, ping) = (a.ok(&mut lab, Call::Socket(AF_INET, RAW, ICMP)) as i32, a.ok(&mut lab, Call::Socket(AF_INET, DGRAM, ICMP)) as i32);
+    for fd in [raw, ping] {
+        a.setopt(&mut lab, fd, 0, 11, 1);
+        a.ok(&mut lab, Call::Connect(fd, Some((nobody, 0).into())));
+        a.send_to(&mut lab, fd, &echo_request(1, b""), nobody, 0);
+    }
+    lab.run_for(Duration::from_secs(4));
+    assert_eq!(a.send_to(&mut lab, raw, &echo_request(2, b""), nobody, 0), Ret::Value(8));
+    assert_eq!(a.getopt(&mut lab, raw, SOL_SOCKET, 4), Errno::EHOSTUNREACH.raw(), "it waits still");
+    assert_eq!(a.send_to(&mut lab, ping, &echo_request(2, b""), nobody, 0), Ret::Err(Errno::EHOSTUNREACH));
+}
+
+#[test]
 fn raw_socket_sees_whole_packets_of_its_protocol() {
     let (mut lab, a) = one(4);
     let b = Prog::spawn(&mut lab, B, "b");

@@ -98,7 +98,13 @@ impl Kernel {
     /// Linux `raw_sendmsg`.
     pub(crate) fn raw_sendmsg(&mut self, sk: &mut Sock, m: &mut MsgState) -> Step<Result<usize, Errno>> {
         let Proto::Raw { protocol, hdrincl, .. } = sk.proto else { return Step::Done(Err(Errno::EOPNOTSUPP)) };
-        let (mut skb, path, len) = match self.message_from_user(sk, m, 0) {
+        // Without a header of the program's own no room is waited for and no error is taken (`__ip_append_data` with
+        // `transhdrlen` 0): traceroute goes on though its last probe was answered by a router.
+        if !hdrincl && sk.wmem_alloc > sk.sndbuf.saturating_mul(2) {
+            let len = m.iter.count() as usize;
+            return Step::Done(if sk.inet.recverr { Err(Errno::ENOBUFS) } else { Ok(len) });
+        }
+        let (mut skb, path, len) = match self.message_from_user(sk, m, 0, hdrincl) {
             Ok(message) => message,
             Err(answer) => return answer,
         };
@@ -114,8 +120,15 @@ impl Kernel {
         })
     }
 
-    /// What the program wants to send, `least` octets or more: copied, with its path and length.
-    fn message_from_user(&mut self, sk: &mut Sock, m: &mut MsgState, least: u64) -> Result<Message, Step<Result<usize, Errno>>> {
+    /// What the program wants to send, `least` octets or more: copied, with its path and length. It takes the socket's
+    /// error and waits for room if `held`.
+    fn message_from_user(
+        &mut self,
+        sk: &mut Sock,
+        m: &mut MsgState,
+        least: u64,
+        held: bool,
+    ) -> Result<Message, Step<Result<usize, Errno>>> {
         let refuse = |e| Step::Done(Err(e));
         let len = m.iter.count();
         if len > 0xffff {
@@ -128,7 +141,9 @@ impl Kernel {
             return Err(refuse(Errno::EOPNOTSUPP));
         }
         let path = self.dgram_path(sk, m).map_err(refuse)?;
-        self.dgram_may_send(sk, m)?;
+        if held {
+            self.dgram_may_send(sk, m)?;
+        }
         let skb = self.dgram_copy(sk, m, len as u32).map_err(refuse)?;
         Ok((skb, path, len as usize))
     }
@@ -174,7 +189,7 @@ impl Kernel {
 
     /// Linux `ping_v4_sendmsg`: the program gives the ICMP header, the kernel its identifier and checksum.
     pub(crate) fn ping_sendmsg(&mut self, sk: &mut Sock, m: &mut MsgState) -> Step<Result<usize, Errno>> {
-        match self.message_from_user(sk, m, ICMP_HLEN.into()) {
+        match self.message_from_user(sk, m, ICMP_HLEN.into(), true) {
             Ok((skb, path, len)) => Step::Done(self.ping_send_skb(sk, skb, &path).map(|()| len)),
             Err(answer) => answer,
         }

@@ -38,6 +38,8 @@ mod rtm {
     pub(super) const GETRULE: u16 = 34;
     pub(super) const NEWQDISC: u16 = 36;
     pub(super) const GETQDISC: u16 = 38;
+    pub(super) const NEWNSID: u16 = 88;
+    pub(super) const GETNSID: u16 = 90;
     pub(super) const MAX: u16 = 123;
 }
 
@@ -52,6 +54,12 @@ const FRA_TABLE: u16 = 15;
 const FRA_PROTOCOL: u16 = 21;
 /// The rules that a kernel starts with: priority and table.
 const RULES: [(u32, u32); 3] = [(0, 255), (32766, 254), (32767, 253)];
+/// Octets of `struct rtgenmsg`; attributes of a namespace's number, and the one that says that there is none.
+const RTGENMSG: usize = 1;
+const NETNSA_NSID: u16 = 1;
+const NETNSA_PID: u16 = 2;
+const NETNSA_FD: u16 = 3;
+const NSID_NOT_ASSIGNED: u32 = u32::MAX;
 const TCA_KIND: u16 = 1;
 /// `TC_H_ROOT`.
 const TC_H_ROOT: u32 = u32::MAX;
@@ -82,6 +90,7 @@ impl Kernel {
             rtm::NEWNEIGH if family == AF_INET => self.rtnl_newneigh(req),
             rtm::DELNEIGH if family == AF_INET => self.rtnl_delneigh(req),
             rtm::GETRULE if dump => Ok(dump_rules(req, family)),
+            rtm::GETNSID if !dump => rtnl_getnsid(req),
             rtm::GETQDISC if dump => Ok(self.rtnl_dump_qdiscs(req)),
             kind if dump && EMPTY_DUMPS.contains(&kind) => Ok(Answer::Dump(Vec::new())),
             _ => Err(Errno::EOPNOTSUPP.into()),
@@ -98,6 +107,18 @@ impl Kernel {
         };
         Answer::Dump(self.devs.iter().filter(|d| !d.is_loopback()).map(one).collect())
     }
+}
+
+/// The number by which this host knows another network (Linux `rtnl_net_getid`): `ip monitor` asks whether there are such
+/// numbers. None has one here.
+fn rtnl_getnsid(req: &Request<'_>) -> Result<Answer, Refusal> {
+    let (_, attrs) = req.split(RTGENMSG)?;
+    if [NETNSA_NSID, NETNSA_PID, NETNSA_FD].into_iter().all(|kind| attrs.get(kind).is_none()) {
+        return Err(Refusal { errno: Errno::EINVAL, text: "Peer netns reference is missing" });
+    }
+    let mut m = req.reply(rtm::NEWNSID, 0);
+    m.bytes(&[AF_UNSPEC, 0, 0, 0]).u32(NETNSA_NSID, NSID_NOT_ASSIGNED);
+    Ok(Answer::One(m.finish()))
 }
 
 fn dump_rules(req: &Request<'_>, family: u8) -> Answer {
