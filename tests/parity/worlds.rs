@@ -67,11 +67,11 @@ impl<'a> Worlds<'a> {
     /// Makes the namespaces and deploys the lab.
     pub fn new(program: &'a Program) -> Self {
         let veth = Veth::new();
-        for end in 0..2 {
+        for (end, addr) in ADDR.iter().enumerate() {
             let pins = PINNED.iter().map(|(name, value)| format!("{name}={value}"));
             let args: Vec<String> = ["-qw".to_owned()].into_iter().chain(pins).collect();
             veth.ok(end, "sysctl", &args.iter().map(String::as_str).collect::<Vec<_>>());
-            veth.ok(end, "ip", &["addr", "change", &format!("{}/24", ADDR[end]), "brd", "+", "dev", "eth0"]);
+            veth.ok(end, "ip", &["addr", "change", &format!("{addr}/24"), "brd", "+", "dev", "eth0"]);
         }
         let site = Site::new();
         let worlds = Self { program, veth, site };
