@@ -307,6 +307,14 @@ impl Shared {
         returned.or(before.map(|(_, ret)| ret))
     }
 
+    /// Gives a connection back to its listener. False if that listens no more.
+    pub fn unaccept(&self, task: TaskId, listener: i32, handle: i32) -> bool {
+        let listens = self.kernel.borrow_mut().unaccept(task, listener, handle);
+        // Others that wait for it.
+        self.handle(Event::Timer);
+        listens
+    }
+
     /// Ends a guest's task, whatever it does.
     pub fn end_guest_task(&self, task: TaskId) {
         self.kernel.borrow_mut().exit(task);

@@ -4,7 +4,7 @@
 //! model, its drivers, its built-in programs; it sleeps in `epoll` until a NIC, a
 //! timer or a command wakes it. The *control thread* (the main one) serves gRPC
 //! and talks to it by a channel. Unmodified programs ([`guest`]) are processes of their own; started as
-//! `hostd guest-init`, this binary is such a process before it becomes the program; `hostd guest-ns` makes the namespaces of
+//! `hostd guest-guard`, this binary is their parent; `hostd guest-ns` makes the namespaces of
 //! programs with a root of their own.
 
 mod config;
@@ -55,7 +55,7 @@ enum LogFormat {
 fn main() -> ExitCode {
     let mut args = std::env::args_os().skip(1);
     match args.next() {
-        Some(mode) if mode == guest::init::NAME => return guest::init::main(args),
+        Some(mode) if mode == guest::guard::NAME => return guest::guard::main(args),
         Some(mode) if mode == guest::namespace::NAME => return guest::namespace::main(args),
         Some(mode) if mode == guest::namespace::PROBE => return guest::namespace::probe(args),
         _ => {}

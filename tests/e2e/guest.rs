@@ -75,3 +75,14 @@ fn a_terminal_has_a_size_and_passes_interrupts_on() {
         assert_eq!(child.wait().expect("it ends").code(), Some(3));
     });
 }
+
+#[test]
+fn a_program_begins_with_no_signal_blocked() {
+    in_site(|site| {
+        let lab = site.deploy(TWO_HOSTS);
+        assert_eq!(
+            lab.ok(lab.program("a", &["sh", "-ec", "grep SigBlk /proc/self/status; sleep 0.1 & sleep 0.2 & wait"])),
+            "SigBlk:\t0000000000000000\n"
+        );
+    });
+}

@@ -154,3 +154,46 @@ print('alive', get())
 ";
     prints(&format!("{GET}{script}"), "alive True\n");
 }
+
+#[test]
+fn accept_without_a_free_descriptor_leaves_the_connection_in_its_queue() {
+    let script = "
+import resource
+l = socket.create_server(('127.0.0.1', 0)); l.setblocking(False)
+c = [socket.create_connection(l.getsockname()) for _ in range(2)]
+p = select.poll(); p.register(l, select.POLLIN)
+n = os.dup(0); os.close(n)
+soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (n, hard))
+for _ in range(3):
+    try: l.accept()
+    except OSError as e: print(e.strerror, len(p.poll(0)))
+resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+s = [l.accept() for _ in range(2)]
+print([a == c[i].getsockname() for i, (_, a) in enumerate(s)], p.poll(0))
+c[0].send(b'x'); c[1].send(b'y'); print(s[0][0].recv(9), s[1][0].recv(9))
+";
+    let refused = "Too many open files 1\n".repeat(3);
+    prints(&format!("{GET}{script}"), &format!("{refused}[True, True] []\nb'x' b'y'\n"));
+}
+
+#[test]
+fn addresses_are_looked_at_in_linuxs_order() {
+    let script = "
+import ctypes, errno
+libc = ctypes.CDLL(None, use_errno=True)
+def call(*a):
+    ctypes.set_errno(0); n = libc.syscall(*[ctypes.c_long(x) if isinstance(x, int) else x for x in a])
+    return errno.errorcode[ctypes.get_errno()] if n < 0 else n
+s, u = socket.socket(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+six = socket.socket(socket.AF_INET6)
+addr = ctypes.create_string_buffer(b'\\x0a\\x00' + bytes(26))
+print(*[call(nr, x.fileno(), addr, n) for nr in (49, 42) for x in (s, u, six) for n in (15, 16)])
+print(call(44, u.fileno(), addr, 1, 0, addr, 16))
+kernel = -1 << 47
+e = select.epoll()
+print(*[call(nr, u.fileno(), kernel, 0, 0x40, 0, 0) for nr in (45, 44, 0, 1)], call(232, e.fileno(), kernel, 1, 0))
+";
+    let want = "EINVAL EAFNOSUPPORT EINVAL EAFNOSUPPORT EINVAL EINVAL EINVAL EAFNOSUPPORT EINVAL EAFNOSUPPORT EINVAL EINVAL\nEAFNOSUPPORT\nEFAULT EFAULT EFAULT EFAULT EFAULT\n";
+    prints(&format!("{GET}{script}"), want);
+}

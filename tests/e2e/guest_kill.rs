@@ -53,8 +53,8 @@ fn a_storm_of_sigkill_leaves_the_host_in_order() {
         let (mut x, mut killed, began) = (0x9e37_79b9u32, 0, Instant::now());
         while began.elapsed() < STORM {
             let all = descendants(a);
-            let direct = lab_shells(a);
-            let victims: Vec<i32> = all.into_iter().filter(|p| !direct.contains(p)).collect();
+            let spared = [children(a), lab_shells(a)].concat();
+            let victims: Vec<i32> = all.into_iter().filter(|p| !spared.contains(p)).collect();
             x = x.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
             if let Some(pid) = victims.get((x >> 8) as usize % victims.len().max(1)).copied().and_then(Pid::from_raw) {
                 killed += u32::from(kill_process(pid, Signal::KILL).is_ok());
@@ -69,10 +69,12 @@ fn a_storm_of_sigkill_leaves_the_host_in_order() {
             let _ = kill_process(pid, Signal::KILL);
         }
         eventually("programs have ended", 20, || {
-            for pid in descendants(a).into_iter().filter_map(Pid::from_raw) {
+            let guard = children(a);
+            let left: Vec<i32> = descendants(a).into_iter().filter(|p| !guard.contains(p)).collect();
+            for pid in left.iter().copied().filter_map(Pid::from_raw) {
                 let _ = kill_process(pid, Signal::KILL);
             }
-            descendants(a).is_empty()
+            left.is_empty()
         });
         assert_eq!(curl(&lab), "hello");
         eventually("nothing is left in the host", 20, || left(&lab).is_empty());
@@ -80,11 +82,68 @@ fn a_storm_of_sigkill_leaves_the_host_in_order() {
     });
 }
 
-/// What hostd started itself: the loops.
-fn lab_shells(hostd: i32) -> Vec<i32> {
-    let tasks = std::fs::read_dir(format!("/proc/{hostd}/task")).into_iter().flatten().flatten();
+/// Children of a process.
+fn children(pid: i32) -> Vec<i32> {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
     let lists = tasks.map(|t| std::fs::read_to_string(t.path().join("children")).unwrap_or_default());
     lists.flat_map(|l| l.split_whitespace().filter_map(|p| p.parse().ok()).collect::<Vec<_>>()).collect()
+}
+
+/// What hostd's guard started itself: the loops.
+fn lab_shells(hostd: i32) -> Vec<i32> {
+    children(hostd).into_iter().flat_map(children).collect()
+}
+
+/// Those of some processes that live, with what they were started as.
+fn alive(pids: &[i32]) -> Vec<String> {
+    let state = |pid: &i32| std::fs::read_to_string(format!("/proc/{pid}/stat")).ok();
+    pids.iter().filter_map(state).filter(|stat| !stat.contains(") Z ")).collect()
+}
+
+#[test]
+fn no_program_outlives_a_hostd_that_is_killed() {
+    in_site(|site| {
+        let lab = site.deploy(TWO_HOSTS);
+        let hostd = lab.pid("a", "hostd");
+        assert!(children(hostd).is_empty(), "a host without programs has no guard");
+        // A daemon by the book: in a session of its own, its parents gone, its descriptors closed.
+        let daemon = "
+import os, socket, time
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        os.closerange(0, 64)
+        s = socket.create_server(('0.0.0.0', 8000))
+        if os.fork() == 0: time.sleep(1000)
+        while True: s.accept()
+    os._exit(0)
+os.wait()
+";
+        lab.ok(lab.program("a", &["python3", "-c", daemon]));
+        let mut waiting = lab.spawn(lab.program("a", &["sh", "-c", "sleep 1000 & sleep 1001"]));
+        eventually("all run", 20, || descendants(hostd).len() == 6);
+        let all = descendants(hostd);
+        kill_process(Pid::from_raw(hostd).expect("a process"), Signal::KILL).expect("it runs");
+        eventually("all have ended", 10, || alive(&all).is_empty());
+        assert!(!waiting.wait().expect("it ends").success());
+    });
+}
+
+#[test]
+fn programs_start_again_after_their_guard_was_killed() {
+    in_site(|site| {
+        let lab = site.deploy(TWO_HOSTS);
+        let hostd = lab.pid("a", "hostd");
+        let mut waiting = lab.spawn(lab.program("a", &["sleep", "1000"]));
+        eventually("it runs", 10, || descendants(hostd).len() == 2);
+        let old = descendants(hostd);
+        for guard in children(hostd).into_iter().filter_map(Pid::from_raw) {
+            kill_process(guard, Signal::KILL).expect("it runs");
+        }
+        eventually("its program has ended", 10, || alive(&old).is_empty());
+        waiting.wait().expect("it ends");
+        assert_eq!(curl(&lab), "hello");
+    });
 }
 
 #[test]

@@ -11,6 +11,7 @@
 use super::Guests;
 use super::Map;
 use super::calls::{Finish, Outcome};
+use super::decode::msg::access_ok;
 use super::decode::{millis, timespec, u32_at, u64_at};
 use super::fds::{Kind, Link, look};
 use super::notify::{Listener, Notif};
@@ -206,6 +207,7 @@ impl Guests {
         if max > i32::MAX as usize / EVENT {
             return Err(Errno::EINVAL);
         }
+        access_ok(a[1], max as u64 * EVENT as u64)?;
         let timeout = wait_time(c, n)?;
         let max = max.min(MOST);
         let finish = EpollFinish { set: number, at: a[1], max };

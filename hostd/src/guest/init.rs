@@ -1,6 +1,6 @@
-//! `hostd guest-init`: what a guest is between `fork` and `exec`.
+//! What a guest is between `fork` and `exec`.
 //!
-//! It has its standard streams already. It sets directory, user, root and terminal, installs the filter and
+//! It has its standard streams already ([`super::guard`]). It sets directory, user, root and terminal, installs the filter and
 //! becomes the program. The filter's listener goes to hostd by a second thread: the first one's `sendmsg` is
 //! trapped by then, and nobody answers yet.
 
@@ -11,17 +11,15 @@ use rustix::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use rustix::process::{DumpableBehavior, Gid, Uid, set_dumpable_behavior};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space, set_thread_groups, set_thread_res_gid, set_thread_res_uid};
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
-use std::process::{Command, ExitCode};
+use std::process::Command;
 use std::sync::mpsc;
 
-/// Name of the mode on the command line.
-pub const NAME: &str = "guest-init";
-
-/// What a guest starts with, as it goes over the command line.
+/// What a guest starts with, as it goes to the guard: strings, each with a zero octet at its end.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Spec {
     /// Directory; empty: stays.
@@ -30,66 +28,50 @@ pub struct Spec {
     pub tty: bool,
     /// Limit of open descriptors (soft); hostd's own is raised.
     pub nofile: u64,
-    /// Namespaces to enter.
-    pub entry: Entry,
     /// User and groups to become.
     pub account: Option<Account>,
     /// Program and arguments.
     pub argv: Vec<OsString>,
-}
-
-/// Inherited descriptors of namespaces.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Entry {
-    user: Option<RawFd>,
-    mount: Option<RawFd>,
-}
-
-impl Entry {
-    /// Lets the next child inherit them.
-    ///
-    /// # Errors
-    /// Those of `fcntl`.
-    pub fn of(namespaces: &Namespaces) -> io::Result<Self> {
-        let user = namespaces.user.as_ref().map(inheritable).transpose()?;
-        Ok(Self { user, mount: Some(inheritable(&namespaces.mount)?) })
-    }
-
-    fn enter(self) -> io::Result<()> {
-        for (fd, kind) in [(self.user, LinkNameSpaceType::User), (self.mount, LinkNameSpaceType::Mount)] {
-            let Some(fd) = fd else { continue };
-            // SAFETY: hostd passes a descriptor of which this process has the only copy, and no one else here uses it.
-            let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-            move_into_link_name_space(fd.as_fd(), Some(kind))?;
-        }
-        Ok(())
-    }
+    /// Environment.
+    pub env: Vec<(OsString, OsString)>,
 }
 
 impl Spec {
-    /// Arguments of `hostd`; `channel` is a connected socket of the child.
-    pub fn args(&self, channel: RawFd) -> Vec<OsString> {
-        let mut args: Vec<OsString> = vec![NAME.into(), channel.to_string().into(), self.cwd.clone()];
-        args.push(if self.tty { "tty" } else { "pipes" }.into());
-        args.push(self.nofile.to_string().into());
-        let fd = |fd: Option<RawFd>| fd.map_or_else(|| "-".to_owned(), |fd| fd.to_string());
-        args.push(format!("{},{}", fd(self.entry.user), fd(self.entry.mount)).into());
-        args.push(self.account.as_ref().map_or_else(String::new, ids).into());
-        args.extend(self.argv.iter().cloned());
-        args
+    /// As it goes to the guard.
+    ///
+    /// # Errors
+    /// `EINVAL` if a string has a zero octet in it.
+    pub fn emit(&self) -> io::Result<Vec<u8>> {
+        let account = self.account.as_ref().map_or_else(String::new, ids);
+        let numbers = [u64::from(self.tty), self.nofile, self.argv.len() as u64].map(|n| n.to_string());
+        let numbers = numbers.iter().map(String::as_bytes);
+        let env = self.env.iter().flat_map(|(name, value)| [name.as_bytes(), value.as_bytes()]);
+        let strings =
+            [self.cwd.as_bytes(), account.as_bytes()].into_iter().chain(numbers).chain(self.argv.iter().map(|a| a.as_bytes())).chain(env);
+        let mut octets = Vec::new();
+        for string in strings {
+            if string.contains(&0) {
+                return Err(io::Error::from_raw_os_error(libc::EINVAL));
+            }
+            octets.extend(string);
+            octets.push(0);
+        }
+        Ok(octets)
     }
 
-    fn parse(mut args: impl Iterator<Item = OsString>) -> Option<(RawFd, Self)> {
-        let channel = args.next()?.to_str()?.parse().ok()?;
-        let cwd = args.next()?;
-        let tty = args.next()? == "tty";
-        let nofile = args.next()?.to_str()?.parse().ok()?;
-        let entry = args.next()?;
-        let (user, mount) = entry.to_str()?.split_once(',')?;
-        let entry = Entry { user: user.parse().ok(), mount: mount.parse().ok() };
-        let account = account_of(args.next()?.to_str()?);
-        let argv: Vec<OsString> = args.collect();
-        (!argv.is_empty()).then_some((channel, Self { cwd, tty, nofile, entry, account, argv }))
+    /// Takes it apart; `None` if it is none.
+    pub fn parse(octets: &[u8]) -> Option<Self> {
+        let mut strings = octets.strip_suffix(&[0])?.split(|&b| b == 0).map(|s| OsStr::from_bytes(s).to_owned());
+        let cwd = strings.next()?;
+        let account = account_of(strings.next()?.to_str()?);
+        let mut number = || strings.next()?.to_str()?.parse::<u64>().ok();
+        let (tty, nofile, count) = (number()? != 0, number()?, number()?);
+        let argv: Vec<OsString> = strings.by_ref().take(usize::try_from(count).ok()?).collect();
+        let mut env = Vec::new();
+        while let Some(name) = strings.next() {
+            env.push((name, strings.next()?));
+        }
+        (count > 0 && argv.len() as u64 == count).then_some(Self { cwd, tty, nofile, account, argv, env })
     }
 }
 
@@ -123,27 +105,24 @@ pub enum Stage {
     User = 5,
 }
 
-/// Runs the mode; returns only if the program could not be started.
-pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
-    let Some((channel, spec)) = Spec::parse(args) else { return ExitCode::FAILURE };
-    // SAFETY: hostd passes a descriptor of which this process has the only copy, and no one else here uses it.
-    let channel = unsafe { OwnedFd::from_raw_fd(channel) };
-    let (stage, error) = become_program(&channel, &spec);
+/// Becomes the program; if that fails, says why and ends.
+pub fn run(channel: &OwnedFd, spec: &Spec, namespaces: Option<&Namespaces>) -> ! {
+    let (stage, error) = become_program(channel, spec, namespaces);
     let errno = error.raw_os_error().unwrap_or(libc::EIO);
     let mut message = [stage as u8; 5];
     message[1..].copy_from_slice(&errno.to_ne_bytes());
     // hostd tells whoever asked; if it has gone there is nobody to tell.
-    let _ = rustix::net::send(&channel, &message, SendFlags::NOSIGNAL);
-    ExitCode::FAILURE
+    let _ = rustix::net::send(channel, &message, SendFlags::NOSIGNAL);
+    std::process::exit(1)
 }
 
-fn become_program(channel: &OwnedFd, spec: &Spec) -> (Stage, io::Error) {
+fn become_program(channel: &OwnedFd, spec: &Spec, namespaces: Option<&Namespaces>) -> (Stage, io::Error) {
     let failed = |stage| move |error: rustix::io::Errno| (stage, io::Error::from(error));
     let prepared = keep_streams()
         .map_err(|e| (Stage::Session, e))
         .and_then(|()| enter_session(spec.tty).map_err(failed(Stage::Session)))
         .and_then(|()| limit_descriptors(spec.nofile).map_err(failed(Stage::Session)))
-        .and_then(|()| spec.entry.enter().map_err(|e| (Stage::User, e)))
+        .and_then(|()| namespaces.map_or(Ok(()), enter).map_err(failed(Stage::User)))
         .and_then(|()| match spec.cwd.is_empty() {
             true => Ok(()),
             false => rustix::process::chdir(&spec.cwd).map_err(failed(Stage::Directory)),
@@ -151,7 +130,10 @@ fn become_program(channel: &OwnedFd, spec: &Spec) -> (Stage, io::Error) {
         .and_then(|()| change_user(spec.account.as_ref()).map_err(failed(Stage::User)))
         .and_then(|()| filter_calls(channel).map_err(|e| (Stage::Filter, e)));
     match prepared {
-        Ok(()) => (Stage::Exec, Command::new(&spec.argv[0]).args(&spec.argv[1..]).exec()),
+        Ok(()) => (Stage::Exec, {
+            let env = spec.env.iter().map(|(name, value)| (name, value));
+            Command::new(&spec.argv[0]).args(&spec.argv[1..]).env_clear().envs(env).exec()
+        }),
         Err(failure) => failure,
     }
 }
@@ -172,6 +154,13 @@ fn keep_streams() -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+fn enter(namespaces: &Namespaces) -> rustix::io::Result<()> {
+    if let Some(user) = &namespaces.user {
+        move_into_link_name_space(user.as_fd(), Some(LinkNameSpaceType::User))?;
+    }
+    move_into_link_name_space(namespaces.mount.as_fd(), Some(LinkNameSpaceType::Mount))
 }
 
 /// A session of its own: signals of a terminal, and hostd's, reach all of it.
@@ -195,7 +184,7 @@ fn change_user(account: Option<&Account>) -> rustix::io::Result<()> {
         // Lost with the change; hostd looks at this process before it becomes the program.
         set_dumpable_behavior(DumpableBehavior::Dumpable)?;
     }
-    // A host that dies takes its programs along. A change of user would forget it.
+    // The guard's end is the host's: at once, not when it has been noticed. A change of user would forget it.
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
 }
 
@@ -259,16 +248,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_to_start_survives_the_command_line() {
-        let argv = vec!["ls".into(), "--x y".into(), "".into()];
-        let account = Account { uid: 33, gid: 44, groups: vec![44, 7], ..Account::default() };
-        let plain = Spec { cwd: "/tmp/a b".into(), tty: true, nofile: 1024, entry: Entry::default(), account: None, argv };
-        let entry = Entry { user: None, mount: Some(9) };
-        for spec in [Spec { entry, account: Some(account), ..plain.clone() }, plain] {
-            let args = spec.args(7);
-            assert_eq!(args[0], NAME);
-            assert_eq!(Spec::parse(args.into_iter().skip(1)), Some((7, spec)));
+    fn what_is_to_start_survives_the_channel() {
+        let env = vec![("A".into(), "".into()), ("B".into(), "x y=\n".into())];
+        let argv: Vec<OsString> = vec!["ls".into(), "--x y".into(), "".into()];
+        let account = Some(Account { uid: 33, gid: 44, groups: vec![44, 7], ..Account::default() });
+        let spec = Spec { cwd: "/tmp/a b".into(), tty: true, nofile: 1024, account, argv, env };
+        let octets = spec.emit().expect("no zero octets");
+        assert_eq!(Spec::parse(&octets), Some(spec.clone()));
+        let bare = Spec { argv: vec!["ls".into()], ..Spec::default() };
+        assert_eq!(Spec::parse(&bare.emit().expect("no zero octets")), Some(bare));
+        for broken in [&b""[..], b"\0", b"/\0\x000\x001\x002\0ls\0", b"/\0\x000\x001\x000\0", b"/\0\x000\x001\x001\0ls\0A\0"] {
+            assert_eq!(Spec::parse(broken), None);
         }
-        assert_eq!(Spec::parse(["7".into(), "".into(), "tty".into(), "1".into()].into_iter()), None);
+        let zero = Spec { argv: vec!["a\0b".into()], ..spec };
+        assert_eq!(zero.emit().map_err(|e| e.raw_os_error()), Err(Some(libc::EINVAL)));
     }
 }

@@ -1,18 +1,19 @@
 //! Starting guests, on the control thread: streams, the filter's listener, the end.
 
-use super::init::{self, Entry, Spec, Stage};
+use super::guard::Guard;
+use super::init::{self, Spec, Stage};
 use super::namespace::{self, Namespaces, View};
 use super::place::Place;
 use crate::control::{Command as ToKernel, Handle};
 use crate::programs::process::{Exit, Output};
 use rustix::fd::{AsFd, OwnedFd};
+use rustix::fs::{Mode, OFlags};
 use rustix::net::{AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketFlags, SocketType, recvmsg, socketpair};
 use rustix::process::{Pid, Signal, WaitOptions, kill_process_group, wait, waitpid};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -55,13 +56,14 @@ pub struct Ends {
     pub output: mpsc::Sender<Output>,
 }
 
-/// Children of hostd, and who waits for their ends. Clones are the same one.
+/// What starts guests. Clones are the same one.
 #[derive(Clone, Default)]
 pub struct Children(Arc<Mutex<Table>>);
 
 #[derive(Default)]
 struct Table {
-    waiting: HashMap<i32, oneshot::Sender<Exit>>,
+    /// There is none before the first program.
+    guard: Option<Arc<Guard>>,
     reaping: bool,
 }
 
@@ -128,31 +130,26 @@ impl Children {
     pub async fn start(&self, kernel: &Handle, start: Start, place: Place, ends: Ends) -> Result<Running, Refusal> {
         let name = start.argv.first().cloned().unwrap_or_default();
         let refuse = |error: io::Error| Refusal { what: name.clone(), error };
-        self.reap_from_now_on().map_err(&refuse)?;
+        let guard = self.guard().map_err(&refuse)?;
         let (ours, theirs) =
             socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).map_err(|e| refuse(e.into()))?;
         let spec = Spec {
             cwd: place.cwd.clone().into(),
             tty: start.tty.is_some(),
             nofile: crate::limits::guest_descriptors(),
-            entry: Entry::default(),
             account: place.account,
             argv: start.argv.iter().map(Into::into).collect(),
+            env: place.env.iter().map(|(name, value)| (name.into(), value.into())).collect(),
         };
-        // Copies that the child inherits; they close here as soon as it is there.
-        let entered = place.namespaces.as_deref().map(copies).transpose().map_err(&refuse)?;
-        let spec = Spec { entry: entered.as_ref().map_or(Ok(Entry::default()), Entry::of).map_err(&refuse)?, ..spec };
-        let mut command = Command::new("/proc/self/exe");
-        command.arg0("hostd").args(spec.args(init::inheritable(&theirs).map_err(&refuse)?)).env_clear().envs(&place.env);
-        let streams = Streams::open(&mut command, start.tty).map_err(&refuse)?;
-        let child = command.spawn().map_err(&refuse)?;
-        let pid = Pid::from_child(&child);
-        // The command holds the child's ends.
-        drop((command, theirs, entered));
-        let exit = self.wait_for(pid);
+        let (streams, [stdin, stdout, stderr]) = Streams::open(start.tty).map_err(&refuse)?;
+        let child = guard
+            .spawn(&spec, place.namespaces.as_deref(), [theirs.as_fd(), stdin.as_fd(), stdout.as_fd(), stderr.as_fd()])
+            .await
+            .map_err(&refuse)?;
+        drop((theirs, stdin, stdout, stderr));
         let master = streams.pump(ends).map_err(&refuse)?;
         match hand_over(kernel, ours, &start, &place.cwd).await {
-            Ok(()) => Ok(Running { pid, exit, master }),
+            Ok(()) => Ok(Running { pid: child.pid, exit: child.exit, master }),
             Err(refusal) => Err(refusal),
         }
     }
@@ -182,13 +179,17 @@ impl Children {
         }
     }
 
-    fn wait_for(&self, pid: Pid) -> oneshot::Receiver<Exit> {
-        let (tell, exit) = oneshot::channel();
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).waiting.insert(pid.as_raw_nonzero().get(), tell);
-        exit
+    /// The parent of all guests.
+    fn guard(&self) -> io::Result<Arc<Guard>> {
+        self.reap_from_now_on()?;
+        let mut table = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match &table.guard {
+            Some(guard) if !guard.is_gone() => Ok(guard.clone()),
+            _ => Ok(table.guard.insert(Guard::start()?).clone()),
+        }
     }
 
-    /// hostd is the parent of whatever its programs leave behind: their ends are collected here.
+    /// hostd is the parent of its guards, and of whatever they leave behind: their ends are collected here.
     fn reap_from_now_on(&self) -> io::Result<()> {
         let mut table = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if table.reaping {
@@ -197,27 +198,12 @@ impl Children {
         rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
         let mut ends = signal(SignalKind::child())?;
         table.reaping = true;
-        let this = self.clone();
         tokio::spawn(async move {
             while ends.recv().await.is_some() {
-                this.reap();
+                while let Ok(Some(_)) = wait(WaitOptions::NOHANG) {}
             }
         });
         Ok(())
-    }
-
-    fn reap(&self) {
-        while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
-            let exit = match (status.exit_status(), status.terminating_signal()) {
-                (Some(code), _) => Exit { code, signal: 0 },
-                (None, signal) => Exit { code: 128 + signal.unwrap_or(0), signal: signal.unwrap_or(0) },
-            };
-            let tell = self.0.lock().unwrap_or_else(PoisonError::into_inner).waiting.remove(&pid.as_raw_nonzero().get());
-            if let Some(tell) = tell {
-                // Whoever started it may have gone.
-                let _ = tell.send(exit);
-            }
-        }
     }
 }
 
@@ -267,36 +253,33 @@ fn receive_into(fd: rustix::fd::BorrowedFd<'_>, message: &mut [u8]) -> io::Resul
     Ok((got.bytes, all))
 }
 
-/// Copies of namespaces' descriptors.
-fn copies(of: &Namespaces) -> io::Result<Namespaces> {
-    Ok(Namespaces { mount: of.mount.try_clone()?, user: of.user.as_ref().map(OwnedFd::try_clone).transpose()? })
-}
-
 enum Streams {
     Pipes { stdin: pipe::Sender, stdout: pipe::Receiver, stderr: pipe::Receiver },
     Terminal(Arc<AsyncFd<OwnedFd>>),
 }
 
 impl Streams {
-    fn open(command: &mut Command, tty: Option<(u16, u16)>) -> io::Result<Self> {
+    /// Both ends of a program's standard streams; the program's are input, output, error.
+    fn open(tty: Option<(u16, u16)>) -> io::Result<(Self, [OwnedFd; 3])> {
         let Some((rows, cols)) = tty else {
             let ((in_read, in_write), (out_read, out_write), (err_read, err_write)) = (io::pipe()?, io::pipe()?, io::pipe()?);
-            command.stdin(in_read).stdout(out_write).stderr(err_write);
-            return Ok(Self::Pipes {
+            let ours = Self::Pipes {
                 stdin: pipe::Sender::from_owned_fd(in_write.into())?,
                 stdout: pipe::Receiver::from_owned_fd(out_read.into())?,
                 stderr: pipe::Receiver::from_owned_fd(err_read.into())?,
-            });
+            };
+            return Ok((ours, [in_read.into(), out_write.into(), err_write.into()]));
         };
         let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?;
         grantpt(&master)?;
         unlockpt(&master)?;
         let name = ptsname(&master, Vec::new())?;
-        let slave = std::fs::File::options().read(true).write(true).open(std::ffi::OsStr::from_bytes(name.as_bytes()))?;
+        let open = |name| rustix::fs::open(name, OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC, Mode::empty());
+        let slave = open(name.as_c_str())?;
         rustix::termios::tcsetwinsize(&master, size(rows, cols))?;
-        command.stdin(slave.try_clone()?).stdout(slave.try_clone()?).stderr(Stdio::from(slave));
         rustix::io::ioctl_fionbio(&master, true)?;
-        Ok(Self::Terminal(Arc::new(watched(master)?)))
+        let theirs = [slave.try_clone()?, slave.try_clone()?, slave];
+        Ok((Self::Terminal(Arc::new(watched(master)?)), theirs))
     }
 
     /// Carries everything until its end.
@@ -319,7 +302,7 @@ impl Streams {
 }
 
 /// A descriptor whose readiness tasks wait for.
-fn watched(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+pub(super) fn watched(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: the descriptor is owned, and nobody replaces or closes it while `AsyncFd` has it.
     unsafe { AsyncFd::register(fd) }.map_err(Into::into)
 }

@@ -62,9 +62,45 @@ impl Guests {
                 self.keep_answer(shared, caller, notif, Reply::Inject { handle, cloexec });
             }
             Err(errno) => {
-                self.close_handle(shared, handle);
+                self.give_back(shared, caller, notif, handle);
                 self.answer(shared, caller, listener, notif, -i64::from(errno.raw_os_error()));
             }
         }
     }
+
+    /// There is no number for a file: a connection stays in its queue, anything else goes.
+    fn give_back(&mut self, shared: &Shared, caller: Caller, notif: &Notif, handle: i32) {
+        if let Some(proc) = self.procs.get_mut(&caller.tgid) {
+            proc.full = true;
+        }
+        let accepts = matches!(i64::from(notif.nr), libc::SYS_accept | libc::SYS_accept4);
+        if accepts
+            && let Kind::Modelled(listener) = self.kind(caller, notif.args[0] as i32)
+            && shared.unaccept(caller.task, listener, handle)
+        {
+            return self.placeholders.remove(handle);
+        }
+        self.close_handle(shared, handle);
+    }
+
+    /// True if a process that had no number left for a descriptor still has none.
+    pub(super) fn is_full(&mut self, caller: Caller) -> bool {
+        let Some(proc) = self.procs.get_mut(&caller.tgid).filter(|p| p.full) else { return false };
+        proc.full = open_descriptors(caller.tgid).zip(limit_of(caller.tgid)).is_some_and(|(open, limit)| open >= limit);
+        proc.full
+    }
+}
+
+/// How many descriptors a process has, if the machine's kernel says so (Linux 6.2).
+fn open_descriptors(tgid: i32) -> Option<u64> {
+    let size = rustix::fs::stat(format!("/proc/{tgid}/fd")).ok()?.st_size;
+    u64::try_from(size).ok().filter(|&n| n > 0)
+}
+
+/// `RLIMIT_NOFILE` of a process.
+fn limit_of(tgid: i32) -> Option<u64> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the structure is written before the call returns; nothing is set.
+    let done = unsafe { libc::prlimit(tgid, libc::RLIMIT_NOFILE, core::ptr::null(), &raw mut limit) };
+    (done == 0).then_some(limit.rlim_cur)
 }

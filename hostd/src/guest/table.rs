@@ -47,6 +47,8 @@ pub struct Proc {
     /// Watched: readable when it has ended.
     pub(super) pidfd: OwnedFd,
     pub(super) threads: Vec<i32>,
+    /// There was no number for a descriptor when one was last wanted.
+    pub(super) full: bool,
     /// The thread that has called `exec`: the next call comes from the new program, if that succeeded.
     pub(super) execs: Option<i32>,
 }

@@ -53,7 +53,7 @@ impl Guests {
         }
         let pidfd = pidfd_open(Pid::from_raw(tgid)?, PidfdFlags::empty()).ok()?;
         ep::add(&*self.epoll, &pidfd, token::data(Token::Process(tgid)), ep::EventFlags::IN).ok()?;
-        self.procs.insert(tgid, Proc { cache: Default::default(), pidfd, threads: Vec::new(), execs: None });
+        self.procs.insert(tgid, Proc { cache: Default::default(), pidfd, threads: Vec::new(), full: false, execs: None });
         Some(())
     }
 

@@ -307,6 +307,31 @@ impl Kernel {
         self.install_sock(task, child, flags).map_or_else(Ret::Err, |fd| Ret::Accepted(fd, peer))
     }
 
+    /// Gives a connection back that was just accepted: its process has no number for it. It is the next one to be
+    /// accepted then. False if `listener` listens no more.
+    pub fn unaccept(&mut self, task: TaskId, listener: Fd, fd: Fd) -> bool {
+        let (Ok((_, from)), Ok((file, child))) = (self.fget_sock(task, listener), self.fget_sock(task, fd)) else { return false };
+        let Some(mut sk) = self.socks.take(from) else { return false };
+        let queue = match &mut sk.proto {
+            Proto::Tcp(tp) => tp.listen.as_mut().map(|l| &mut l.accept_queue),
+            _ => None,
+        };
+        let listens = queue.is_some();
+        if let Some(queue) = queue {
+            queue.push_front(child);
+            // Its only reference goes, the socket stays.
+            let _ = self.fd_table(task).remove(fd);
+            self.release_file(file);
+            if let Some(child) = self.socks.get_mut(child) {
+                child.file = None;
+                child.creator = None;
+            }
+            self.sk_data_ready(&mut sk);
+        }
+        self.socks.put(sk);
+        listens
+    }
+
     /// `connect`.
     pub(crate) fn sys_connect(&mut self, task: TaskId, fd: Fd, to: Option<SocketAddr>) -> Flow {
         let (file, id) = match self.fget_sock(task, fd) {

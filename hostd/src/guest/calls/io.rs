@@ -15,12 +15,12 @@ use ringlab_kernel::uaccess::{Iov, UserSlice};
 type Args = [u64; 6];
 
 impl Guests {
-    pub(super) fn sys_read(handle: i32, a: &Args) -> Outcome {
-        read(handle, one(a[1], a[2]))
+    pub(super) fn sys_read(handle: i32, a: &Args) -> Result<Outcome> {
+        Ok(read(handle, one(a[1], a[2])?))
     }
 
-    pub(super) fn sys_write(handle: i32, a: &Args) -> Outcome {
-        send(handle, one(a[1], a[2]), 0)
+    pub(super) fn sys_write(handle: i32, a: &Args) -> Result<Outcome> {
+        Ok(send(handle, one(a[1], a[2])?, 0))
     }
 
     pub(super) fn sys_readv(c: Caller, handle: i32, iov: u64, count: u64) -> Result<Outcome> {
@@ -34,7 +34,7 @@ impl Guests {
 
     pub(super) fn sys_sendto(c: Caller, fd: i32, a: &Args) -> Result<Outcome> {
         let flags = a[3] as u32;
-        let iov = one(a[1], a[2]);
+        let iov = one(a[1], a[2])?;
         if a[4] == 0 {
             return Ok(send(fd, iov, flags));
         }
@@ -46,9 +46,9 @@ impl Guests {
         Ok(Outcome::Call(call, Finish::Value))
     }
 
-    pub(super) fn sys_recvfrom(handle: i32, a: &Args) -> Outcome {
-        let call = Call::Recv { fd: handle, iov: one(a[1], a[2]), flags: a[3] as u32 };
-        Outcome::Call(call, if a[4] == 0 { Finish::Value } else { Finish::From { addr: a[4], len: a[5] } })
+    pub(super) fn sys_recvfrom(handle: i32, a: &Args) -> Result<Outcome> {
+        let call = Call::Recv { fd: handle, iov: one(a[1], a[2])?, flags: a[3] as u32 };
+        Ok(Outcome::Call(call, if a[4] == 0 { Finish::Value } else { Finish::From { addr: a[4], len: a[5] } }))
     }
 
     pub(super) fn sys_sendmsg(c: Caller, fd: i32, at: u64, flags: u32) -> Result<Outcome> {
@@ -119,8 +119,10 @@ fn send(fd: i32, iov: Iov, flags: u32) -> Outcome {
     Outcome::Call(Call::Send { fd, iov, flags, to: None, control: Vec::new() }, Finish::Value)
 }
 
-fn one(addr: u64, len: u64) -> Iov {
-    Iov::One(UserSlice { addr, len: len.min(msg::MAX_RW) })
+fn one(addr: u64, len: u64) -> Result<Iov> {
+    let len = len.min(msg::MAX_RW);
+    msg::access_ok(addr, len)?;
+    Ok(Iov::One(UserSlice { addr, len }))
 }
 
 /// Reads buffers of `readv` and its kin.

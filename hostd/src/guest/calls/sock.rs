@@ -8,7 +8,7 @@ use crate::guest::table::Caller;
 use crate::host::Shared;
 use ringlab_kernel::errno::Errno;
 use ringlab_kernel::syscall::abi::{SOCKADDR_MAX, SockAddr};
-use ringlab_kernel::syscall::{Call, NetlinkAddr, Shutdown};
+use ringlab_kernel::syscall::{Call, NetlinkAddr, Ret, Shutdown};
 
 type Args = [u64; 6];
 
@@ -17,6 +17,8 @@ const MAX_OPTION: usize = 4096;
 /// Most instructions of a socket filter (`BPF_MAXINSNS`).
 const MAX_FILTER: usize = 4096;
 const SOL_PACKET: i32 = 263;
+/// Octets of `struct sockaddr_in`.
+const SOCKADDR_IN: i32 = 16;
 const PACKET_RX_RING: i32 = 5;
 
 impl Guests {
@@ -47,9 +49,28 @@ impl Guests {
         Ok(Outcome::Call(call, Finish::Value))
     }
 
-    pub(super) fn sys_accept(handle: i32, a: &Args, flags: i32) -> Outcome {
+    pub(super) fn sys_accept(&mut self, c: Caller, handle: i32, a: &Args, flags: i32) -> Result<Outcome> {
+        if self.is_full(c) {
+            return Err(Errno::EMFILE);
+        }
         let cloexec = flags & libc::SOCK_CLOEXEC != 0;
-        Outcome::Call(Call::Accept(handle, flags), Finish::Accept { addr: a[1], len: a[2], cloexec })
+        Ok(Outcome::Call(Call::Accept(handle, flags), Finish::Accept { addr: a[1], len: a[2], cloexec }))
+    }
+
+    /// An address that is too short for its own family, but not for the socket's: `AF_INET` sockets look at the family
+    /// first.
+    pub(super) fn family_error(&self, shared: &Shared, c: Caller, handle: i32, addr: u64, len: u64, error: Errno) -> Errno {
+        let mut family = [0; 2];
+        let long = (SOCKADDR_IN..=SOCKADDR_MAX as i32).contains(&(len as i32));
+        if error != Errno::EINVAL || !long || c.mem.read(addr, &mut family).is_err() {
+            return error;
+        }
+        let domain = Call::GetSockOptRaw(handle, libc::SOL_SOCKET, libc::SO_DOMAIN, vec![0; 4]);
+        let is_inet = matches!(shared.guest_syscall(c.task, domain), Some(Ret::OptRaw(v, _)) if v == libc::AF_INET.to_ne_bytes());
+        match is_inet && i32::from(u16::from_ne_bytes(family)) == libc::AF_INET6 {
+            true => Errno::EAFNOSUPPORT,
+            false => error,
+        }
     }
 
     pub(super) fn sys_shutdown(handle: i32, how: i32) -> Result<Outcome> {

@@ -56,10 +56,21 @@ impl MsgHdr {
     }
 }
 
+/// Looks at where a buffer lies, before anything else is done (Linux `access_ok`), even if it has no octets.
+///
+/// # Errors
+/// `EFAULT` if it is in the kernel's half of the address space.
+pub fn access_ok(addr: u64, len: u64) -> Result<(), Errno> {
+    match addr.checked_add(len) {
+        Some(end) if end >> 63 == 0 => Ok(()),
+        _ => Err(Errno::EFAULT),
+    }
+}
+
 /// Buffers, each 16 octets of `b`.
 ///
 /// # Errors
-/// `EINVAL` if a length is negative.
+/// `EINVAL` if a length is negative, `EFAULT` as [`access_ok`].
 pub fn iovecs(b: &[u8]) -> Result<Iov, Errno> {
     let mut left = MAX_RW;
     let mut list = b.chunks_exact(IOVEC).map(|v| {
@@ -69,6 +80,7 @@ pub fn iovecs(b: &[u8]) -> Result<Iov, Errno> {
         }
         let len = len.min(left);
         left -= len;
+        access_ok(u64_at(v, 0), len)?;
         Ok(UserSlice { addr: u64_at(v, 0), len })
     });
     if b.len() == IOVEC {
@@ -89,5 +101,8 @@ mod tests {
         assert_eq!(iovecs(&b).map(|v| v.len()), Ok(MAX_RW));
         b[31] = 0x80;
         assert_eq!(iovecs(&b), Err(Errno::EINVAL));
+        b[24..].fill(0);
+        b[23] = 0x80;
+        assert_eq!(iovecs(&b), Err(Errno::EFAULT), "no octets, but in the kernel's half");
     }
 }
