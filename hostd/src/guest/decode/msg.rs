@@ -25,6 +25,9 @@ pub const MAX_CONTROL: usize = 20480;
 /// Most octets that a call transfers (`MAX_RW_COUNT`).
 pub const MAX_RW: u64 = 0x7fff_f000;
 
+/// End of a program's addresses (47 bits, less a page).
+const USER_END: u64 = (1 << 47) - 4096;
+
 /// `struct msghdr`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MsgHdr {
@@ -59,10 +62,10 @@ impl MsgHdr {
 /// Looks at where a buffer lies, before anything else is done (Linux `access_ok`), even if it has no octets.
 ///
 /// # Errors
-/// `EFAULT` if it is in the kernel's half of the address space.
+/// `EFAULT` if it is not below the end of a program's address space.
 pub fn access_ok(addr: u64, len: u64) -> Result<(), Errno> {
     match addr.checked_add(len) {
-        Some(end) if end >> 63 == 0 => Ok(()),
+        Some(end) if end <= USER_END => Ok(()),
         _ => Err(Errno::EFAULT),
     }
 }
