@@ -61,7 +61,7 @@ impl Drop for Server {
 fn serving<'s>(site: &'s Site, cmd: &[&str], port: u16) -> Result<Lab<'s>> {
     let cmd = serde_json::to_string(cmd)?;
     Ok(site.deploy(&format!(
-        "name: serving\nnodes:\n  a: {{}}\n  b:\n    run:\n      - {{cmd: {cmd}, ready: {{tcp: {port}}}}}\nlinks:\n  - endpoints: [\"a:eth0\", \"b:eth0\"]\n    ipv4: [10.0.0.1/24, 10.0.0.2/24]\n"
+        "name: serving\nplacement: spread\nnodes:\n  a: {{}}\n  b:\n    run:\n      - {{cmd: {cmd}, ready: {{tcp: {port}}}}}\nlinks:\n  - endpoints: [\"a:eth0\", \"b:eth0\"]\n    ipv4: [10.0.0.1/24, 10.0.0.2/24]\n"
     )))
 }
 
