@@ -48,6 +48,8 @@ const MAX_SPIN: Duration = Duration::from_micros(30);
 const LOOK: Duration = Duration::from_millis(1);
 /// Longest wait of a doorbell for more to be sent.
 const HOLD: Duration = Duration::from_micros(100);
+/// What is sent first after so long a sleep is sent alone.
+const LONE: Duration = Duration::from_millis(1);
 /// How often the loop asks on which CPUs it may run.
 const PLACE: Duration = Duration::from_secs(1);
 /// `epoll` data of the eventfd of commands and wakers; links have their index.
@@ -192,7 +194,11 @@ impl EventLoop {
                 self.tend_lazy(began);
                 self.alarm.set(began.0, self.sleep_limit().map(|at| at.0)).context("timerfd_settime")?;
                 self.look(true)?;
-                self.spinner.slept(self.shared.now().since(began));
+                let slept = self.shared.now().since(began);
+                if slept >= LONE {
+                    self.shared.be_eager();
+                }
+                self.spinner.slept(slept);
                 self.links.iter().for_each(Link::wake);
             }
         }

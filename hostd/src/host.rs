@@ -195,6 +195,8 @@ pub struct Shared {
     wakes: Arc<Wakes>,
     nics: RefCell<Vec<(IfIndex, Rc<RefCell<Nic>>)>>,
     bells: RefCell<Vec<(IfIndex, u16)>>,
+    /// The next doorbell does not wait for what else a program does.
+    eager: Cell<bool>,
     hosts: RefCell<BTreeMap<String, Ipv4Addr>>,
     hostname: String,
     /// Results of calls of guests.
@@ -219,6 +221,7 @@ impl Shared {
             wakes,
             nics: RefCell::default(),
             bells: RefCell::default(),
+            eager: Cell::default(),
             hosts: RefCell::default(),
             hostname: hostname.to_owned(),
             guest_returns: RefCell::default(),
@@ -273,10 +276,19 @@ impl Shared {
                 other => self.on_effect(other),
             }
         }
+        drop(kernel);
+        if self.eager.get() {
+            self.ring_doorbells();
+        }
         if mine.is_none() {
             self.calls.borrow_mut().entry(task.0).or_default().blocked = true;
         }
         mine
+    }
+
+    /// The host has slept for long: what a program sends first is likely to be all, and is rung for at once.
+    pub fn be_eager(&self) {
+        self.eager.set(true);
     }
 
     /// The host's name.
@@ -438,6 +450,7 @@ impl Shared {
         if bells.is_empty() {
             return;
         }
+        self.eager.set(false);
         let nics = self.nics.borrow();
         for (dev, queue) in bells.drain(..) {
             if let Some((_, nic)) = nics.iter().find(|(d, _)| *d == dev) {
