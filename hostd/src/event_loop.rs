@@ -209,7 +209,7 @@ impl EventLoop {
     /// Does what there is to do, once. True if there is more. What comes from outside meanwhile shows when the host
     /// is about to sleep: interrupts in [`Self::arm`], the rest in `epoll_wait`.
     fn turn(&mut self) -> anyhow::Result<bool> {
-        // First, and rung for at once: whoever waits for the answer waits for as little as possible.
+        // First: whoever waits for the answer waits for as little as possible.
         self.take_interrupts();
         self.ring_doorbells();
         let mut more = self.guests.run(&self.shared);

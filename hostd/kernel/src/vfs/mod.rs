@@ -8,7 +8,7 @@
 //! of its file, and so does every epoll item that watches the file. A blocked
 //! call holds a reference: closing the descriptor under it does not end it.
 //!
-//! Payload goes through `msg.rs`, addresses and connections through `af_inet.rs`,
+//! Payload goes through `msg.rs`, addresses and connections through `af_inet.rs`, closing through `release.rs`,
 //! options through `sockopt.rs`; `info.rs` is what `ss` shows.
 
 pub(crate) mod af_inet;
@@ -28,7 +28,8 @@ mod optkept;
 pub(crate) mod optnum;
 mod optraw;
 pub mod procfs;
-pub(crate) mod sockopt;
+pub(crate) mod release;
+mod sockopt;
 pub mod sysfs;
 
 pub use info::SocketInfo;
