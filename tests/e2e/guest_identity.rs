@@ -54,7 +54,7 @@ fn proc_is_the_hosts_from_every_side() {
         assert!(files.split(' ').all(|f| listed.lines().any(|l| l == f)) && !listed.contains("if_inet6"), "{listed}");
         assert_eq!(sh(&lab, "cat /proc/net/if_inet6 2>&1 || true"), "cat: /proc/net/if_inet6: No such file or directory\n");
         assert!(sh(&lab, "cat /proc/interrupts").contains("eth0") && sh(&lab, "cat /proc/softirqs").contains("NET_RX"));
-        let sysctl = "cd /proc/sys/net/ipv4; cat tcp_sack; echo 0 > tcp_sack; cat /proc/sys/net/ipv4/tcp_sack; cat ../ipv4/ip_forward; ls /proc/sys/net | tr '\\n' ' '";
+        let sysctl = "cd /proc/sys/net/ipv4; cat tcp_sack; echo 0 > tcp_sack; cat /proc/sys/net/ipv4/tcp_sack; cat ../ipv4/ip_forward; ls /proc/sys/net | tr '\n' ' '";
         let shown = sh(&lab, sysctl);
         assert!(shown.starts_with("1\n0\n0\n") && shown.contains("core ") && shown.contains("ipv4 "), "{shown}");
     });
@@ -91,6 +91,77 @@ for f in 'mtu operstate carrier ifindex flags type tx_queue_len duplex speed add
         let want = "down\ncat: /sys/class/net/eth0/carrier: Invalid argument\nlo\nwan\n2\ncat: /sys/class/net/eth0/mtu: No such file or directory\n";
         assert_eq!(sh(&lab, changed), want);
         assert_eq!(sh(&lab, "echo 9 > /sys/class/net/wan/mtu 2>/dev/null || echo refused"), "refused\n");
+    });
+}
+
+#[test]
+fn who_asks_about_a_path_without_opening_it_hears_of_the_host() {
+    in_site(|site| {
+        let lab = site.deploy(TWO_HOSTS);
+        // As scripts ask: whatever the machine has at these paths.
+        let asked = "
+for p in /sys/class/net/eth0 /sys/class/net/../net/lo/mtu /proc/sys/net/ipv4/conf/eth0 /proc/self/net/tcp /proc/net /etc/resolv.conf \\
+    /sys/class/net/eth9 /sys/class/net/docker0 /sys/class/net/eth0/device /proc/sys/net/ipv6 /proc/net/if_inet6 /proc/sys/net/netfilter; do
+  if test -e $p; then echo -n + ; else echo -n - ; fi
+done; echo
+test -d /sys/class/net/eth0 && test -L /sys/class/net/eth0 && test ! -L /sys/class/net/eth0/ && test -f /proc/net/dev && echo kinds
+test -r /proc/net/dev && test ! -w /proc/net/dev && test -w /proc/sys/net/ipv4/ip_forward && test ! -w /sys/class/net/lo/mtu && test ! -x /etc/hosts && echo rights
+readlink /sys/class/net/eth0 /sys/class/net/eth0/subsystem; readlink -f /sys/class/net/eth0/mtu; readlink /sys/class/net/lo/mtu || echo no link
+cat /sys/class/net/*/mtu; cd /sys/class/net; echo */mtu; cat eth0/mtu; test -e lo/mtu -a ! -e eth9 && pwd -P; cd ../net/eth9 2>/dev/null || echo no eth9
+ls -l /sys/class/net | tail -n +2 | cut -c 1-10; stat -c '%A %U %G %s' /proc/net/tcp /sys/class/net/eth0/mtu; ls -l /sys/class/net/lo/ 2>&1 >/dev/null
+test $(wc -c < /etc/hosts) = $(stat -c %s /etc/hosts) && stat -c '%F %a' /etc/hosts /sys/class/net/eth0 /sys/class/net/eth0/
+";
+        let want = "++++++------
+kinds
+rights
+../../devices/virtual/net/eth0
+../../../../class/net
+/sys/devices/virtual/net/eth0/mtu
+no link
+1500
+65536
+eth0/mtu lo/mtu
+1500
+/sys/class/net
+no eth9
+lrwxrwxrwx
+lrwxrwxrwx
+-r--r--r-- root root 0
+-r--r--r-- root root 4096
+regular file 444
+symbolic link 777
+directory 755
+";
+        assert_eq!(sh(&lab, asked), want);
+        // Who walks: names, and the numbers by which a walk knows that it is where it looked.
+        assert_eq!(
+            sh(&lab, "find /sys/class/net /proc/sys/net -maxdepth 1 | sort | tr '\n' ' '"),
+            "/proc/sys/net /proc/sys/net/core /proc/sys/net/ipv4 /sys/class/net /sys/class/net/eth0 /sys/class/net/lo "
+        );
+        let same = "grep -r . /proc/sys/net/ipv4/conf/eth0 | wc -l; find -L /sys/class/net/eth0/ -maxdepth 2 -name rx_packets; du -s /sys/class/net/ > /dev/null && echo walked";
+        assert_eq!(sh(&lab, same), "12\n/sys/class/net/eth0/statistics/rx_packets\nwalked\n");
+        let from_descriptors = "
+import os
+d = os.open('/sys/class/net', os.O_RDONLY); os.fchdir(d)
+print(os.getcwd(), os.readlink('/proc/self/cwd'), os.stat('eth0/mtu', dir_fd=d).st_size, os.readlink('eth0', dir_fd=d), os.path.exists('eth9'))
+print(os.fstat(d).st_ino == os.stat('/sys/class/net').st_ino, os.path.realpath('lo/mtu'), open('lo/mtu').read().strip())
+f = os.open('/proc/net/tcp', os.O_RDONLY); w = os.open('/proc/sys/net/ipv4/ip_forward', os.O_RDWR)
+print(os.readlink(f'/proc/self/fd/{f}'), os.readlink(f'/proc/self/fd/{w}'))
+def errno_of(what, *args, **more):
+    try: what(*args, **more)
+    except OSError as e: return e.strerror
+print([errno_of(os.stat, '/proc/net/tcp/x'), errno_of(os.chdir, '/proc/net/tcp'), errno_of(os.open, '/sys/class/net/lo', os.O_NOFOLLOW),
+       errno_of(os.getxattr, '/sys/class/net/eth0/mtu', 'user.x'), errno_of(os.stat, '/sys/class/net/eth9')], os.listxattr('/sys/class/net/eth0/mtu'))
+";
+        let want = "/sys/class/net /sys/class/net 4096 ../../devices/virtual/net/eth0 False
+True /sys/devices/virtual/net/lo/mtu 65536
+/proc/net/tcp /proc/sys/net/ipv4/ip_forward
+['Not a directory', 'Not a directory', 'Too many levels of symbolic links', 'No data available', 'No such file or directory'] []
+";
+        assert_eq!(python(&lab, from_descriptors), want);
+        // It follows what changes.
+        let changed = "ip link set eth0 down; ip link set eth0 name wan; test ! -e /sys/class/net/eth0 -a -d /sys/class/net/wan/queues/rx-0 && ls /proc/sys/net/ipv4/conf | tr '\n' ' '";
+        assert_eq!(sh(&lab, changed), "all default lo wan ");
     });
 }
 

@@ -36,6 +36,8 @@ fn works(site: &Site, wrap: impl Fn(&[&str]) -> Command) {
     run(&["deploy", &file]);
     assert_eq!(run(&["exec", "a", "--", "curl", "-sS", "--max-time", "10", "http://b/"]), "hello");
     assert_eq!(run(&["exec", "a", "--", "python3", "-c", PROGRAM]), PRINTS);
+    let paths = "test -L /sys/class/net/eth0 && test ! -e /proc/net/if_inet6 && cat /sys/class/net/*/mtu && readlink -f /sys/class/net/lo";
+    assert_eq!(run(&["exec", "a", "--", "sh", "-c", paths]), "1500\n65536\n/sys/devices/virtual/net/lo\n");
     run(&["destroy", "--all"]);
 }
 

@@ -6,7 +6,8 @@ use common::tasks::{AF_INET, DGRAM, Prog, RAW, STREAM};
 use common::{A, HostConfig, Lab, PortConfig};
 use ringlab_kernel::errno::Errno;
 use ringlab_kernel::syscall::Call;
-use ringlab_kernel::vfs::procfs;
+use ringlab_kernel::vfs::procfs::{self, Entry};
+use ringlab_kernel::vfs::sysfs;
 
 fn read(lab: &Lab, path: &str) -> String {
     lab.hosts[A].kernel.procfs_read(path).unwrap_or_else(|| panic!("{path} exists"))
@@ -137,8 +138,8 @@ fn sysctls_are_files_that_can_be_read_written_and_listed() {
         assert_eq!(write(&mut lab, path, value), Err(error), "{path} = {value:?}");
     }
     let kernel = &lab.hosts[A].kernel;
-    let names = |path: &str| kernel.procfs_list(path).expect("a directory").into_iter().map(|e| (e.name, e.dir)).collect::<Vec<_>>();
-    assert_eq!(names("/proc/sys/net"), [("core".to_string(), true), ("ipv4".to_string(), true)]);
+    let names = |path: &str| kernel.procfs_list(path).expect("a directory").into_iter().map(|e| (e.name, e.kind)).collect::<Vec<_>>();
+    assert_eq!(names("/proc/sys/net"), [("core".to_string(), Entry::Directory), ("ipv4".to_string(), Entry::Directory)]);
     let interfaces: Vec<String> = names("/proc/sys/net/ipv4/neigh").into_iter().map(|e| e.0).collect();
     assert_eq!(interfaces, ["default", "eth0", "lo"]);
     assert_eq!(kernel.procfs_list("/proc/sys/net/ipv4/tcp_rmem"), None);
@@ -155,7 +156,8 @@ fn every_file_that_is_listed_can_be_read_and_has_a_mode() {
         for entry in kernel.procfs_list(&dir).expect("a directory") {
             let path = format!("{dir}/{}", entry.name);
             assert!(procfs::covers(&path));
-            if entry.dir {
+            assert_eq!(kernel.procfs_entry(&path), Some(entry.kind.clone()), "{path}");
+            if entry.kind == Entry::Directory {
                 dirs.push(path);
             } else {
                 assert!(kernel.procfs_read(&path).is_some_and(|t| t.is_empty() || t.ends_with('\n')), "{path}");
@@ -172,5 +174,52 @@ fn every_file_that_is_listed_can_be_read_and_has_a_mode() {
     }
     for path in ["/proc/self/status", "/proc/sys/kernel/hostname", "/proc/network", "/proc/meminfo", "/etc/hosts"] {
         assert!(!procfs::covers(path), "{path} is not");
+    }
+}
+
+#[test]
+fn interfaces_are_links_to_directories_that_hold_what_is_listed() {
+    let lab = Lab::pair(6);
+    let kernel = &lab.hosts[A].kernel;
+    let mut dirs = vec!["/sys/class/net".to_string(), "/sys/devices/virtual/net".to_string()];
+    let (mut files, mut links) = (0, Vec::new());
+    while let Some(dir) = dirs.pop() {
+        assert_eq!(kernel.sysfs_entry(&dir), Some(Entry::Directory), "{dir}");
+        for entry in kernel.sysfs_list(&dir).expect("a directory") {
+            let path = format!("{dir}/{}", entry.name);
+            assert_eq!(kernel.sysfs_entry(&path), Some(entry.kind.clone()), "{path}");
+            match entry.kind {
+                Entry::Directory => dirs.push(path),
+                Entry::Link(text) => links.push((path, text)),
+                Entry::File(_) => {
+                    assert!(kernel.sysfs_read(&path).is_some(), "{path}");
+                    files += 1;
+                }
+            }
+        }
+    }
+    assert!(files > 100, "{files}");
+    links.sort();
+    let expected = [
+        ("/sys/class/net/eth0", "../../devices/virtual/net/eth0"),
+        ("/sys/class/net/lo", "../../devices/virtual/net/lo"),
+        ("/sys/devices/virtual/net/eth0/subsystem", "../../../../class/net"),
+        ("/sys/devices/virtual/net/lo/subsystem", "../../../../class/net"),
+    ];
+    assert_eq!(links, expected.map(|(path, text)| (path.to_string(), text.to_string())));
+    let device = "/sys/devices/virtual/net/eth0";
+    for (path, follow, at) in [
+        ("/sys/class/net/eth0", false, "/sys/class/net/eth0"),
+        ("/sys/class/net/eth0", true, device),
+        ("/sys/class/net/eth0/mtu", false, "/sys/devices/virtual/net/eth0/mtu"),
+        ("/sys/class/net/lo/subsystem/eth0/subsystem", false, "/sys/devices/virtual/net/eth0/subsystem"),
+        ("/sys/class/net/lo/subsystem", true, "/sys/class/net"),
+    ] {
+        assert_eq!(sysfs::canonical(path, follow).as_deref(), Some(at), "{path}");
+    }
+    assert_eq!(kernel.sysfs_read("/sys/class/net/lo/subsystem/eth0/mtu"), Some(Some("1500\n".to_string())));
+    assert_eq!((sysfs::canonical("/sys/class/network", true), sysfs::canonical("/sys/devices/virtual", true)), (None, None));
+    for path in ["/sys/class/net/eth9", "/sys/class/net/eth9/mtu", "/sys/class/net/eth0/nothing", "/sys/class/net/eth0/mtu/x"] {
+        assert_eq!(kernel.sysfs_entry(path), None, "{path}");
     }
 }

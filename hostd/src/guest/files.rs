@@ -4,10 +4,11 @@ use super::Guests;
 use super::calls::Outcome;
 use super::fds::{FILE, Kind};
 use super::notify::{Listener, Notif};
+use super::paths::{PATH_MAX, resolve};
 use super::table::Caller;
 use crate::host::Shared;
 use ringlab_kernel::errno::Errno;
-use ringlab_kernel::vfs::procfs::{self, DirEntry};
+use ringlab_kernel::vfs::procfs::{self, Entry};
 use ringlab_kernel::vfs::sysfs;
 use rustix::fd::{AsFd, AsRawFd, OwnedFd};
 use rustix::fs::{MemfdFlags, Mode, OFlags, memfd_create, open};
@@ -16,10 +17,12 @@ use std::io;
 use std::rc::Rc;
 use tracing::debug;
 
-/// Longest path looked at (`PATH_MAX`).
-const PATH_MAX: usize = 4096;
 /// Octets of a value that is written.
 const MAX_VALUE: usize = 4096;
+/// Permissions of a file that says who the host is.
+const READ_ONLY: u32 = 0o444;
+/// Name of a memfd with the text of a file: its path follows.
+pub const TEXT: &str = "ringlab:";
 
 impl Guests {
     /// `open`, `openat`: the machine's files, but for those that say who the host is.
@@ -34,29 +37,20 @@ impl Guests {
         let mut buf = [0; PATH_MAX];
         // A path that cannot be read is the machine's kernel's to refuse.
         let Ok(path) = c.mem.read_str(path, &mut buf) else { return Ok(Outcome::Continue) };
-        let Ok(path) = core::str::from_utf8(path) else { return Ok(Outcome::Continue) };
-        let Some(path) = self.paths.resolve(c.tid, dir, path) else { return Ok(Outcome::Continue) };
-        let path = &*path;
-        if self.bound.iter().any(|b| b == path) {
-            return Ok(Outcome::Continue);
-        }
+        let follow = flags & libc::O_NOFOLLOW == 0;
+        let Some((path, entry)) = self.at_path(shared, c.tid, dir, path, follow) else { return Ok(Outcome::Continue) };
         let writes = flags & libc::O_ACCMODE != libc::O_RDONLY;
-        let (file, number) = match self.content(shared, path)? {
-            Content::Machine => return Ok(Outcome::Continue),
-            Content::Text { mode, .. } if writes && mode & 0o200 == 0 => return Err(Errno::EACCES),
-            Content::Text { .. } if flags & libc::O_DIRECTORY != 0 => return Ok(Outcome::Done(-i64::from(libc::ENOTDIR))),
-            Content::Text { text, .. } => {
-                let number = writes.then(|| self.file_number(path));
-                (as_file(&text, number).map_err(|_| Errno::ENFILE)?, number)
+        let (file, number) = match entry? {
+            Entry::File(_) if flags & libc::O_DIRECTORY != 0 => return Ok(Outcome::Done(-i64::from(libc::ENOTDIR))),
+            Entry::File(mode) if writes && mode & 0o200 == 0 => return Err(Errno::EACCES),
+            Entry::File(_) => {
+                let number = writes.then(|| self.file_number(&path));
+                (as_file(&path, &text(shared, &path)?, number).map_err(|_| Errno::ENFILE)?, number)
             }
-            Content::Directory(_) if writes => return Err(Errno::EISDIR),
-            Content::Directory(entries) => match self.paths.directory(shared.hostname(), path, &entries) {
-                Ok(directory) => (directory, None),
-                Err(error) => {
-                    debug!(%error, path, "a directory cannot be shown");
-                    return Err(Errno::EACCES);
-                }
-            },
+            Entry::Directory if writes => return Err(Errno::EISDIR),
+            Entry::Directory => (self.open_shown(shared, &path)?, None),
+            // With `O_PATH` too: what is not open cannot be given.
+            Entry::Link(_) => return Ok(Outcome::Done(-i64::from(libc::ELOOP))),
         };
         match listener.inject(n.id, file.as_fd(), flags & libc::O_CLOEXEC != 0) {
             Ok(fd) => {
@@ -78,28 +72,40 @@ impl Guests {
         self.sys_open(shared, c, listener, n, (n.args[0] as i32, n.args[1], u64::from_ne_bytes(flags) as i32))
     }
 
-    /// What the node has at a path.
-    fn content(&self, shared: &Shared, path: &str) -> Result<Content, Errno> {
-        if let Some(text) = own(shared, path) {
-            return Ok(Content::Text { text, mode: 0o444 });
+    /// The path that a program means, without links (`follow`: nor at its end), and what the node has there; `None` if it is not the
+    /// node's to say.
+    pub(super) fn at_path(&self, shared: &Shared, tid: i32, dir: i32, path: &[u8], follow: bool) -> Option<(String, Result<Entry, Errno>)> {
+        let path = core::str::from_utf8(path).ok()?;
+        let clean = resolve(&self.shown, tid, dir, path)?;
+        if self.bound.iter().any(|b| *b == clean) {
+            return None;
         }
+        if own(shared, &clean).is_some() {
+            return Some((clean.into_owned(), Ok(Entry::File(READ_ONLY))));
+        }
+        // What follows a link's name but its own slash goes on behind it.
+        let follow = follow || path.ends_with('/') || path.ends_with("/.");
+        let canonical = match sysfs::canonical(&clean, follow) {
+            Some(canonical) => canonical,
+            // A link, to a directory of the calling process, in Linux and here.
+            None if clean == "/proc/net" && !follow => return None,
+            None => procfs::canonical(&clean)?,
+        };
         let kernel = shared.kernel();
-        if sysfs::covers(path) {
-            return match (kernel.sysfs_read(path), kernel.sysfs_list(path)) {
-                (Some(Some(text)), _) => Ok(Content::Text { text, mode: 0o444 }),
-                (Some(None), _) => Err(Errno::EINVAL),
-                (None, Some(entries)) => Ok(Content::Directory(entries)),
-                (None, None) => Err(Errno::ENOENT),
-            };
-        }
-        if !procfs::covers(path) {
-            return Ok(Content::Machine);
-        }
-        match (kernel.procfs_read(path), kernel.procfs_mode(path), kernel.procfs_list(path)) {
-            (Some(text), Some(mode), _) => Ok(Content::Text { text, mode }),
-            (_, _, Some(entries)) => Ok(Content::Directory(entries)),
-            _ => Err(Errno::ENOENT),
-        }
+        let entry = |path: &str| kernel.sysfs_entry(path).or_else(|| kernel.procfs_entry(path));
+        let below_file = || canonical.rsplit_once('/').and_then(|(parent, _)| entry(parent)).is_some_and(|e| matches!(e, Entry::File(_)));
+        let found = entry(&canonical).ok_or_else(|| if below_file() { Errno::ENOTDIR } else { Errno::ENOENT });
+        Some((canonical, found))
+    }
+
+    /// Opens a directory of the node, as the machine's kernel shows it.
+    fn open_shown(&mut self, shared: &Shared, path: &str) -> Result<OwnedFd, Errno> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let opened = self.shown.place(shared, path).and_then(|place| Ok(open(&place, flags, Mode::empty())?));
+        opened.map_err(|error| {
+            debug!(%error, path, "a directory cannot be shown");
+            Errno::EACCES
+        })
     }
 
     /// `write` to a file of `/proc/sys/net`.
@@ -122,23 +128,18 @@ impl Guests {
     }
 }
 
-/// What is at a path.
-enum Content {
-    /// The machine's.
-    Machine,
-    /// A file of the node.
-    Text {
-        /// What it says.
-        text: String,
-        /// Its permissions.
-        mode: u32,
-    },
-    /// A directory of the node.
-    Directory(Vec<DirEntry>),
+/// What a file of the node says.
+fn text(shared: &Shared, path: &str) -> Result<String, Errno> {
+    let kernel = shared.kernel();
+    match (own(shared, path), kernel.sysfs_read(path)) {
+        (Some(text), _) | (_, Some(Some(text))) => Ok(text),
+        (_, Some(None)) => Err(Errno::EINVAL),
+        _ => kernel.procfs_read(path).ok_or(Errno::ENOENT),
+    }
 }
 
 /// What a file says that is not the kernel model's; `None` if it is none of those.
-fn own(shared: &Shared, path: &str) -> Option<String> {
+pub(super) fn own(shared: &Shared, path: &str) -> Option<String> {
     match path {
         "/etc/hosts" => Some(hosts(shared)),
         "/etc/hostname" | "/proc/sys/kernel/hostname" => Some(format!("{}\n", shared.hostname())),
@@ -157,8 +158,8 @@ fn hosts(shared: &Shared) -> String {
 }
 
 /// A file with this content: to read; to write too if it has a number.
-fn as_file(text: &str, number: Option<u32>) -> io::Result<OwnedFd> {
-    let name = number.map_or_else(|| "ringlab".to_owned(), |n| format!("{FILE}{n}"));
+fn as_file(path: &str, text: &str, number: Option<u32>) -> io::Result<OwnedFd> {
+    let name = number.map_or_else(|| format!("{TEXT}{path}"), |n| format!("{FILE}{n}"));
     let file = std::fs::File::from(memfd_create(name, MemfdFlags::CLOEXEC)?);
     std::io::Write::write_all(&mut &file, text.as_bytes())?;
     let access = if number.is_some() { OFlags::RDWR } else { OFlags::RDONLY };

@@ -69,6 +69,47 @@ const TRAPPED: &[i64] = &[
     libc::SYS_preadv2,
     libc::SYS_pwritev2,
     libc::SYS_rt_sigreturn,
+    libc::SYS_creat,
+    libc::SYS_stat,
+    libc::SYS_lstat,
+    libc::SYS_access,
+    libc::SYS_readlink,
+    libc::SYS_chdir,
+    libc::SYS_getcwd,
+    libc::SYS_getxattr,
+    libc::SYS_lgetxattr,
+    libc::SYS_listxattr,
+    libc::SYS_llistxattr,
+];
+
+/// Calls that ask about a path, or go there. Those of a directory's descriptor come only with `AT_FDCWD`: from another one a
+/// program gets to what the node has by a directory that shows it, and there the machine's kernel is right. So who
+/// walks through a tree (`find`, `rm -r`, `du`) does not pay.
+pub const PATHS: &[i64] = &[
+    libc::SYS_newfstatat,
+    libc::SYS_stat,
+    libc::SYS_lstat,
+    libc::SYS_statx,
+    libc::SYS_access,
+    libc::SYS_faccessat,
+    libc::SYS_faccessat2,
+    libc::SYS_readlink,
+    libc::SYS_readlinkat,
+    libc::SYS_chdir,
+    libc::SYS_getcwd,
+    libc::SYS_getxattr,
+    libc::SYS_lgetxattr,
+    libc::SYS_listxattr,
+    libc::SYS_llistxattr,
+];
+
+/// Of those the ones that name a directory, and which argument has the flags, among which `AT_EMPTY_PATH` makes them `fstat`.
+const PATHS_AT: &[(i64, Option<u32>)] = &[
+    (libc::SYS_newfstatat, Some(3)),
+    (libc::SYS_statx, Some(2)),
+    (libc::SYS_faccessat, None),
+    (libc::SYS_faccessat2, Some(3)),
+    (libc::SYS_readlinkat, None),
 ];
 
 /// `fcntl` commands that a modelled socket answers itself: `F_GETFL`, `F_SETFL`, `F_SETOWN`, `F_GETOWN`,
@@ -98,6 +139,14 @@ pub fn program() -> Vec<Insn> {
     }
     for nr in [libc::SYS_socket, libc::SYS_socketpair] {
         when(&mut p, nr, vec![load(arg(0)), jeq(libc::AF_UNIX as u32, 0, 1), ret(RET_ALLOW), ret(RET_NOTIFY)]);
+    }
+    for &(nr, flags) in PATHS_AT {
+        let mut block = vec![load(arg(0)), jeq(libc::AT_FDCWD as u32, 1, 0), ret(RET_ALLOW)];
+        if let Some(flags) = flags {
+            block.extend([load(arg(flags)), jset(libc::AT_EMPTY_PATH as u32, 0, 1), ret(RET_ALLOW)]);
+        }
+        block.push(ret(RET_NOTIFY));
+        when(&mut p, nr, block);
     }
     // Shared memory of a file: it may be a packet socket's.
     let mapped = [load(arg(3)), and((libc::MAP_SHARED | libc::MAP_ANONYMOUS) as u32), jeq(libc::MAP_SHARED as u32, 1, 0)];
@@ -191,6 +240,26 @@ mod tests {
         }
         for request in [0x5401u32, 0x5413, 0x8c00, 0x88ff, 0x1234_5401] {
             assert_eq!(native(libc::SYS_ioctl, [3, request.into()]), RET_ALLOW, "ioctl {request:#x}");
+        }
+    }
+
+    #[test]
+    fn paths_from_the_current_directory_are_trapped() {
+        let decided = |nr: i64, dir: i32, at: u32, flags: i32| {
+            let mut args = [dir as u32 as u64, 0, 0, 0, 0, 0];
+            args[at as usize] |= flags as u64;
+            decide(ARCH_X86_64, nr as u32, args)
+        };
+        for &(nr, flags) in PATHS_AT {
+            let at = flags.unwrap_or(5);
+            assert!(PATHS.contains(&nr));
+            assert_eq!(decided(nr, libc::AT_FDCWD, at, libc::AT_SYMLINK_NOFOLLOW), RET_NOTIFY, "{nr}");
+            assert_eq!(decided(nr, 5, at, 0), RET_ALLOW, "{nr}");
+            let empty = if flags.is_some() { RET_ALLOW } else { RET_NOTIFY };
+            assert_eq!(decided(nr, libc::AT_FDCWD, at, libc::AT_EMPTY_PATH), empty, "{nr}");
+        }
+        for &nr in PATHS.iter().filter(|nr| PATHS_AT.iter().all(|p| p.0 != **nr)) {
+            assert!(TRAPPED.contains(&nr), "{nr}");
         }
     }
 

@@ -44,7 +44,9 @@ pub mod place;
 mod placeholder;
 mod poll;
 mod reply;
+mod shown;
 mod signal;
+mod stat;
 mod table;
 mod task;
 mod token;
@@ -54,7 +56,6 @@ pub use table::GuestMemory;
 use crate::host::Shared;
 use calls::{Finish, Outcome};
 use notify::{Listener, Notif};
-use paths::Paths;
 use placeholder::Placeholders;
 use ringlab_kernel::cpu::sched::TaskId;
 use ringlab_kernel::errno::Errno;
@@ -104,7 +105,7 @@ pub struct Guests {
     control: Option<i32>,
     /// Paths of the node's own files that were opened.
     files: Vec<String>,
-    paths: Paths,
+    shown: shown::Shown,
     /// Paths at which the topology put something of its own.
     bound: Vec<String>,
     ready: Vec<Token>,
@@ -132,7 +133,7 @@ impl Guests {
             mappings: Vec::new(),
             control: None,
             files: Vec::new(),
-            paths: Paths::default(),
+            shown: shown::Shown::default(),
             bound,
             ready: Vec::new(),
             crowded: false,

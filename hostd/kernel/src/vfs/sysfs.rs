@@ -1,17 +1,21 @@
 //! `/sys/class/net` of the host, as text.
 //!
-//! As with [`super::procfs`] a file is made when it is read. An interface is a directory here, where Linux has a link to one below
-//! `/sys/devices`, which a host of this kind has not. Nothing is written: `ip link` changes what can be changed.
+//! As with [`super::procfs`] a file is made when it is read. An interface is a link to a directory below
+//! `/sys/devices/virtual/net`, where Linux puts interfaces that are on no bus. Nothing is written: `ip link` changes what can be changed.
 
-use super::procfs::DirEntry;
+use super::procfs::{DirEntry, Entry};
 use crate::Kernel;
 use crate::dev::NetDevice;
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
-/// What is covered.
-const ROOT: &str = "/sys/class/net";
+/// Where the links are.
+const CLASS: &str = "/sys/class/net";
+/// Where they lead.
+const DEVICES: &str = "/sys/devices/virtual/net";
+/// The link of an interface back to where the links are.
+const SUBSYSTEM: &str = "subsystem";
 
 /// Files of an interface.
 const FILES: &[&str] = &[
@@ -88,13 +92,61 @@ const TX_QUEUE: &[(&str, &str)] = &[("traffic_class", "0"), ("tx_maxrate", "0"),
 
 /// True if the path is the emulated host's, whether or not there is such a file. As of [`super::procfs::covers`].
 pub fn covers(path: &str) -> bool {
-    path.strip_prefix(ROOT).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    place(path).is_some()
 }
 
-/// The parts of a path below `/sys/class/net`.
+/// The same place without links on the way; with `follow` not at its end either. `None` if the path is not covered.
+pub fn canonical(path: &str, follow: bool) -> Option<String> {
+    let (root, rest) = match place(path)? {
+        Place::Class(rest) => match rest[..] {
+            [_] if follow => (DEVICES, rest),
+            _ => (CLASS, rest),
+        },
+        Place::Device(rest) => match rest[..] {
+            [_, SUBSYSTEM] if follow => (CLASS, Vec::new()),
+            _ => (DEVICES, rest),
+        },
+    };
+    Some(rest.iter().fold(root.to_string(), |path, name| path + "/" + name))
+}
+
+/// What a path means, links on the way followed.
+enum Place<'a> {
+    /// From [`CLASS`] on: nothing, or an interface's link.
+    Class(Vec<&'a str>),
+    /// From [`DEVICES`] on.
+    Device(Vec<&'a str>),
+}
+
+fn place(path: &str) -> Option<Place<'_>> {
+    let below = |root| path.strip_prefix(root).filter(|rest| rest.is_empty() || rest.starts_with('/'));
+    let (class, rest) = below(CLASS).map(|rest| (true, rest)).or_else(|| below(DEVICES).map(|rest| (false, rest)))?;
+    let mut rest: Vec<&str> = rest.split('/').filter(|part| !part.is_empty()).collect();
+    let mut class = class;
+    while rest.len() > 2 && rest[1] == SUBSYSTEM {
+        rest.drain(..2);
+        class = true;
+    }
+    Some(if class && rest.len() < 2 { Place::Class(rest) } else { Place::Device(rest) })
+}
+
+/// The parts of the path of a file of an interface.
 fn parts(path: &str) -> Option<Vec<&str>> {
-    let rest = path.strip_prefix(ROOT).filter(|_| covers(path))?;
-    Some(rest.split('/').filter(|part| !part.is_empty()).collect())
+    match place(path)? {
+        Place::Class(_) => None,
+        Place::Device(rest) => Some(rest),
+    }
+}
+
+/// Permissions of all files.
+const MODE: u32 = 0o444;
+
+fn link_to(dev: &str) -> Entry {
+    Entry::Link(format!("../../devices/virtual/net/{dev}"))
+}
+
+fn back_link() -> Entry {
+    Entry::Link("../../../../class/net".to_string())
 }
 
 /// What a file of an interface that is down answers: it cannot be read.
@@ -125,15 +177,26 @@ impl Kernel {
         Some(Some(if text.is_empty() { text } else { text + "\n" }))
     }
 
-    /// What a directory holds, by name; `None` if there is no such directory.
+    /// What a directory holds, by name; `None` if there is no such directory. A link to a directory is one.
     pub fn sysfs_list(&self, path: &str) -> Option<Vec<DirEntry>> {
-        let files = |names: &[&str]| -> Vec<DirEntry> { names.iter().map(|n| DirEntry { name: n.to_string(), dir: false }).collect() };
-        let dirs = |names: Vec<String>| names.into_iter().map(|name| DirEntry { name, dir: true });
-        let mut list: Vec<DirEntry> = match parts(path)?[..] {
-            [] => dirs(self.devs.iter().map(|d| d.name.clone()).collect()).collect(),
+        let entries = |names: &[&str], kind: &Entry| -> Vec<DirEntry> { names.iter().map(|n| DirEntry::new(*n, kind.clone())).collect() };
+        let files = |names: &[&str]| entries(names, &Entry::File(MODE));
+        let dirs = |names: Vec<String>| names.into_iter().map(|name| DirEntry::new(name, Entry::Directory));
+        let names = || self.devs.iter().map(|d| d.name.clone());
+        let place = match place(path)? {
+            Place::Class(rest) if rest.is_empty() => {
+                let mut list: Vec<DirEntry> = names().map(|name| DirEntry { kind: link_to(&name), name }).collect();
+                list.sort();
+                return Some(list);
+            }
+            Place::Class(rest) | Place::Device(rest) => rest,
+        };
+        let mut list: Vec<DirEntry> = match place[..] {
+            [] => dirs(names().collect()).collect(),
             [dev] => {
                 self.device(dev)?;
-                files(FILES).into_iter().chain(dirs(DIRS.iter().map(|d| d.to_string()).collect())).collect()
+                let back = DirEntry::new(SUBSYSTEM, back_link());
+                files(FILES).into_iter().chain(entries(DIRS, &Entry::Directory)).chain([back]).collect()
             }
             [dev, "statistics"] => {
                 self.device(dev)?;
@@ -148,6 +211,28 @@ impl Kernel {
         };
         list.sort();
         Some(list)
+    }
+
+    /// What is at a path, a link at its end not followed; `None` if there is nothing.
+    pub fn sysfs_entry(&self, path: &str) -> Option<Entry> {
+        let rest = match place(path)? {
+            Place::Class(rest) => match rest[..] {
+                [dev] => return self.device(dev).map(|d| link_to(&d.name)),
+                _ => return Some(Entry::Directory),
+            },
+            Place::Device(rest) => rest,
+        };
+        match rest[..] {
+            [dev, SUBSYSTEM] => self.device(dev).map(|_| back_link()),
+            [dev, file] if FILES.contains(&file) => self.device(dev).map(|_| Entry::File(MODE)),
+            [.., _, _] if self.sysfs_read(path).is_some() => Some(Entry::File(MODE)),
+            _ => self.sysfs_list(path).map(|_| Entry::Directory),
+        }
+    }
+
+    /// On what the names of all files here, and of those of `/proc/sys/net`, depend: interfaces, and how many queues each has.
+    pub fn interface_names(&self) -> Vec<(String, usize)> {
+        self.devs.iter().map(|d| (d.name.clone(), d.queues.len())).collect()
     }
 
     fn device(&self, name: &str) -> Option<&NetDevice> {

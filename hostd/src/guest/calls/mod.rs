@@ -11,6 +11,7 @@ mod transfer;
 
 use super::Guests;
 use super::fds::Kind;
+use super::filter::PATHS;
 use super::notify::{Listener, Notif};
 use super::table::Caller;
 use crate::guest::epoll::EpollFinish;
@@ -140,6 +141,10 @@ impl Guests {
             libc::SYS_open => self.sys_open(shared, c, listener, n, (libc::AT_FDCWD, a[0], a[1] as i32)),
             libc::SYS_openat => self.sys_open(shared, c, listener, n, (fd, a[1], a[2] as i32)),
             libc::SYS_openat2 => self.sys_openat2(shared, c, listener, n),
+            libc::SYS_creat => {
+                self.sys_open(shared, c, listener, n, (libc::AT_FDCWD, a[0], libc::O_CREAT | libc::O_WRONLY | libc::O_TRUNC))
+            }
+            nr if PATHS.contains(&nr) => self.sys_path(shared, c, n),
             libc::SYS_sendfile => self.sys_sendfile(shared, c, listener, n),
             libc::SYS_mmap => match self.kind(c, a[4] as i32) {
                 Kind::Modelled(handle) => self.sys_mmap(shared, c, listener, n, handle),

@@ -25,9 +25,30 @@ use alloc::vec::Vec;
 pub struct DirEntry {
     /// Its name.
     pub name: String,
-    /// It is a directory.
-    pub dir: bool,
+    /// What it is.
+    pub kind: Entry,
 }
+
+/// What there is at a path.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Entry {
+    /// A file with these permissions.
+    File(u32),
+    /// A directory, which everybody may list and nobody may write (0555).
+    Directory,
+    /// A link, and what it says.
+    Link(String),
+}
+
+impl DirEntry {
+    /// An entry.
+    pub fn new(name: impl Into<String>, kind: Entry) -> Self {
+        Self { name: name.into(), kind }
+    }
+}
+
+/// Permissions of directories.
+const DIRECTORY: u32 = 0o555;
 
 /// What a path below `/proc` means here.
 enum Node<'a> {
@@ -74,6 +95,17 @@ pub fn covers(path: &str) -> bool {
     node(path).is_some()
 }
 
+/// The same place by one name: `/proc/PID/net` is `/proc/net`, for every process. `None` if the path is not covered.
+pub fn canonical(path: &str) -> Option<String> {
+    Some(match node(path)? {
+        Node::Net => "/proc/net".to_string(),
+        Node::NetFile(name) => "/proc/net/".to_string() + name,
+        Node::Sys(name) => "/proc/sys/".to_string() + name,
+        Node::Interrupts => "/proc/interrupts".to_string(),
+        Node::Softirqs => "/proc/softirqs".to_string(),
+    })
+}
+
 impl Kernel {
     /// The text of a file of `/proc`; `None` if there is no such file, or it is a directory.
     pub fn procfs_read(&self, path: &str) -> Option<String> {
@@ -103,7 +135,7 @@ impl Kernel {
     /// What a directory holds, by name; `None` if there is no such directory.
     pub fn procfs_list(&self, path: &str) -> Option<Vec<DirEntry>> {
         match node(path)? {
-            Node::Net => Some(net::NAMES.iter().map(|n| DirEntry { name: n.to_string(), dir: false }).collect()),
+            Node::Net => Some(net::NAMES.iter().map(|n| DirEntry::new(*n, Entry::File(0o444))).collect()),
             Node::Sys(name) => self.proc_sys_list(name),
             _ => None,
         }
@@ -112,10 +144,18 @@ impl Kernel {
     /// Permission bits of a file or directory (`0o644`, `0o444`, `0o555`); `None` if it does not exist.
     pub fn procfs_mode(&self, path: &str) -> Option<u32> {
         match node(path)? {
-            Node::Net => Some(0o555),
+            Node::Net => Some(DIRECTORY),
             Node::NetFile(name) => net::NAMES.contains(&name).then_some(0o444),
             Node::Sys(name) => self.proc_sys_mode(name),
             Node::Interrupts | Node::Softirqs => Some(0o444),
+        }
+    }
+
+    /// What is at a path; `None` if there is nothing.
+    pub fn procfs_entry(&self, path: &str) -> Option<Entry> {
+        match (node(path)?, self.procfs_mode(path)?) {
+            (Node::Net, _) | (Node::Sys(_), DIRECTORY) => Some(Entry::Directory),
+            (_, mode) => Some(Entry::File(mode)),
         }
     }
 }

@@ -4,7 +4,7 @@
 //! are the host's; each interface shows them too, and setting one sets the host's (Deviation: Linux
 //! keeps one set for each interface). `net/ipv4/conf` has a folder for each interface, and `all` and `default`.
 
-use super::DirEntry;
+use super::{DIRECTORY, DirEntry, Entry};
 use crate::Kernel;
 use crate::errno::Errno;
 use crate::ip::devconf::{Conf, Whose};
@@ -107,7 +107,8 @@ impl Kernel {
         for file in self.sysctl_files() {
             if let Some(rest) = file.strip_prefix(&prefix) {
                 let (name, dir) = rest.split_once('/').map_or((rest, false), |(d, _)| (d, true));
-                found.insert(DirEntry { name: name.to_string(), dir });
+                let mode = || if READ_ONLY.contains(&file.replace('/', ".").as_str()) { 0o444 } else { 0o644 };
+                found.insert(DirEntry::new(name, if dir { Entry::Directory } else { Entry::File(mode()) }));
             }
         }
         (!found.is_empty()).then(|| found.into_iter().collect())
@@ -117,7 +118,7 @@ impl Kernel {
         match self.sysctl_row(path) {
             Some(Row::ReadOnly) => Some(0o444),
             Some(_) => Some(0o644),
-            None => self.proc_sys_list(path).map(|_| 0o555),
+            None => self.proc_sys_list(path).map(|_| DIRECTORY),
         }
     }
 }
