@@ -56,6 +56,66 @@ fn programs_run_under_a_containers_seccomp_profile() {
     });
 }
 
+/// Serves an abstract name until it is asked; says what it is called, what calls it, and what came.
+const ABSTRACT: &str = "
+import socket, sys
+s = socket.socket(socket.AF_UNIX); s.bind(sys.argv[1]); s.listen(); print(s.getsockname() == sys.argv[1].encode(), flush=True)
+c, peer = s.accept(); print(not peer, c.recv(99).decode(), c.getsockname() == sys.argv[1].encode(), flush=True)
+";
+/// Asks under an abstract name.
+const ASKS: &str = "
+import errno, socket, sys
+s = socket.socket(socket.AF_UNIX)
+try: s.connect(sys.argv[1]); s.sendall(b'asked'); print('sent')
+except OSError as e: print(errno.errorcode[e.errno])
+";
+
+/// Two programs of a host find each other by an abstract name, and none of the machine's.
+fn abstract_names_are_the_hosts(site: &Site, refused: &str, hosts: &[&str], wrap: impl Fn(&[&str]) -> Command) {
+    use std::io::{BufRead, BufReader};
+    use std::os::linux::net::SocketAddrExt;
+    use std::os::unix::net::{SocketAddr, UnixListener};
+    let name = ringlab_tests::unique("ringlab-name-");
+    let [own, machines] = ["own", "machine"].map(|which| format!("{name}-{which}"));
+    let _listener = UnixListener::bind_addr(&SocketAddr::from_abstract_name(&machines).expect("short")).expect("bound");
+    let file = site.file("two.yaml", TWO_HOSTS);
+    assert!(wrap(&["deploy", &file]).status().expect("starts").success());
+    // With the zero octet that makes a name abstract, which no argument of a program may have.
+    let [serves, asks] = [ABSTRACT, ASKS].map(|script| script.replace("sys.argv[1]", "('\\0' + sys.argv[1])"));
+    let run = |host, script: &str, name: &str| {
+        let mut command = wrap(&["exec", host, "--", "timeout", "60", PYTHON, "-c", script, name]);
+        command.stdout(Stdio::piped());
+        command
+    };
+    let mut servers = Vec::new();
+    for &host in hosts {
+        let mut server = run(host, &serves, &own).spawn().expect("starts");
+        let mut lines = BufReader::new(server.stdout.take().expect("a pipe")).lines();
+        assert_eq!(lines.next().expect("it listens").expect("text"), "True", "{host}: {}", site.logs());
+        servers.push((host, server, lines));
+    }
+    let ask = |host, name| String::from_utf8(run(host, &asks, name).output().expect("starts").stdout).expect("text");
+    for (host, mut server, mut lines) in servers {
+        assert_eq!(ask(host, &machines), format!("{refused}\n"));
+        assert_eq!(ask(host, &own), "sent\n");
+        assert_eq!(lines.next().expect("it was asked").expect("text"), "True asked True");
+        assert!(server.wait().expect("ended").success());
+        assert_eq!(ask(host, &own), "ECONNREFUSED\n", "each host has its own");
+    }
+    assert!(wrap(&["destroy", "--all"]).status().expect("starts").success());
+}
+
+#[test]
+fn abstract_names_of_sockets_are_a_hosts_own() {
+    in_site(|site| {
+        own(&site.dir);
+        abstract_names_are_the_hosts(site, "EPERM", &["a"], |args| as_ordinary_user(&site.labctl(args)));
+    });
+    if rustix::process::geteuid().is_root() {
+        in_site(|site| abstract_names_are_the_hosts(site, "ECONNREFUSED", &["a", "b"], |args| site.labctl(args)));
+    }
+}
+
 #[test]
 fn programs_run_for_a_user_without_capabilities() {
     in_site(|site| {

@@ -95,6 +95,8 @@ fn serve(channel: &OwnedFd) -> io::Result<()> {
     rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
     // ^C at a terminal that hostd was started from is hostd's affair.
     let _ = rustix::process::setsid();
+    // A machine that permits neither way lets hosts share these names.
+    let _ = super::scope::separate_names();
     let ends = ends_of_children()?;
     loop {
         let mut fds = [PollFd::from_borrowed_fd(channel.as_fd(), PollFlags::IN), PollFd::from_borrowed_fd(ends.as_fd(), PollFlags::IN)];

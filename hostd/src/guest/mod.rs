@@ -44,6 +44,7 @@ pub mod place;
 mod placeholder;
 mod poll;
 mod reply;
+mod scope;
 mod shown;
 mod signal;
 mod stat;
