@@ -232,13 +232,20 @@ for fd in [fds[0], os.dup(fds[1])]:
     # read write sendto getsockname connect sendmsg setsockopt sendfile
     print(call(0, fd, at, 1), call(1, fd, at, 1), call(44, fd, at, 1, 0, 0, 0), call(51, fd, at, at), call(42, fd, at, 16), call(46, fd, at, 0),
           call(54, fd, 1, 2, at, 4), call(40, fd, file, 0, 10))
+ctx = ctypes.c_ulong(); print(call(206, 4, ctypes.addressof(ctx)))
+def submit(*fds):
+    blocks = [(ctypes.c_uint32 * 16)(0, 0, 0, 0, 0, f, at & 0xffffffff, at >> 32, 1) for f in fds]
+    pointers = (ctypes.c_ulong * len(fds))(*map(ctypes.addressof, blocks))
+    return call(209, ctx.value, len(fds), ctypes.addressof(pointers))
+own = socket.socket()
+print(submit(file), submit(fds[0]), submit(file, fds[0]), submit(own.fileno()), call(209, ctx.value, 1, 8))
 p = socket.socket(fileno=fds[2]); print(p.family == socket.AF_UNIX, p.getsockname() == '')
 print([call(3, fd) for fd in fds[:2]])
 ",
             path.to_str().expect("UTF-8")
         );
         let refused = ["EACCES"; 8].join(" ");
-        assert_eq!(python(&lab, &script), format!("{refused}\n{refused}\nTrue True\n['ok', 'ok']\n"));
+        assert_eq!(python(&lab, &script), format!("{refused}\n{refused}\nok\nok EACCES EACCES EINVAL EFAULT\nTrue True\n['ok', 'ok']\n"));
         giver.join().expect("it has given");
         std::fs::remove_file(&path).expect("removed");
     });

@@ -54,6 +54,7 @@ families! {
     message_flags_work_alike: "flags", 35;
     processes_and_signals_behave_alike: "proc", 32;
     names_and_ports_behave_alike: "ports", 34;
+    sockets_as_files_behave_alike: "files", 10;
 }
 
 #[test]

@@ -69,6 +69,7 @@ const TRAPPED: &[i64] = &[
     libc::SYS_preadv2,
     libc::SYS_pwritev2,
     libc::SYS_rt_sigreturn,
+    libc::SYS_io_submit,
     libc::SYS_creat,
     libc::SYS_stat,
     libc::SYS_lstat,

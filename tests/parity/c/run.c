@@ -8,7 +8,8 @@ int port_base = 5000;
 enum { CONTROL_PORT = 4999, FIRST_PORT = 5000, PORTS_A_CASE = 10, CASE_SECONDS = 10, LINE = 1 << 16 };
 
 static const struct family *const families[] = {&conn_family,  &states_family, &errno_family, &fault_family, &ready_family, &epoll_family,
-                                                &mixed_family, &udp_family,    &opts_family,  &flags_family, &proc_family,  &ports_family};
+                                                &mixed_family, &udp_family,    &opts_family,  &flags_family, &proc_family,  &ports_family,
+                                                &files_family};
 enum { FAMILIES = sizeof families / sizeof *families };
 
 static int control = -1;

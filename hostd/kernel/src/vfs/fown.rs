@@ -12,6 +12,10 @@ use crate::syscall::signal::{Band, Owner, SI_KERNEL, SIGIO, SIGPIPE, SIGURG, Sig
 use crate::syscall::{Fd, Ret};
 use crate::{Effect, Kernel};
 
+/// What no socket can (`open(2)`).
+const O_DIRECT: i32 = 0o40000;
+/// Kept, without effect.
+const O_NOATIME: i32 = 0o1000000;
 /// Highest signal number.
 const NSIG: i32 = 64;
 
@@ -30,8 +34,12 @@ impl Kernel {
         let id = self.fget(task, fd)?;
         let file = self.vfs.file_mut(id);
         let is_socket = matches!(file.kind, FileKind::Socket(_));
+        if is_socket && flags & O_DIRECT != 0 {
+            return Err(Errno::EINVAL);
+        }
         // An epoll instance has no `fasync`: the flag does not stick.
-        let allowed = if is_socket { O_NONBLOCK | O_APPEND | O_ASYNC } else { O_NONBLOCK | O_APPEND };
+        let kept = O_NONBLOCK | O_APPEND | O_NOATIME;
+        let allowed = if is_socket { kept | O_ASYNC } else { kept };
         file.flags = O_RDWR | flags & allowed;
         let on = file.flags & O_ASYNC != 0;
         if on {

@@ -251,6 +251,14 @@ impl Kernel {
     }
 }
 
+impl Kernel {
+    /// Family and type of a socket (`SO_DOMAIN`, `SO_TYPE`); `None` if the descriptor is none.
+    pub fn socket_family(&self, task: TaskId, fd: Fd) -> Option<(u16, i32)> {
+        let (_, id) = self.fget_sock(task, fd).ok()?;
+        self.socks.get(id).map(|sk| (sk.family, sk.kind()))
+    }
+}
+
 impl Sock {
     /// `SO_TYPE`.
     pub(crate) fn kind(&self) -> i32 {

@@ -1,12 +1,13 @@
 //! Calls that transfer payload between a socket and a program's memory.
 
-use super::sock::read_addr;
+use super::address::Use;
 use super::{Finish, Outcome, Result};
 use crate::guest::Guests;
 use crate::guest::decode::msg::{self, MsgHdr};
 use crate::guest::decode::timespec;
 use crate::guest::memory::Mem;
 use crate::guest::table::Caller;
+use crate::host::Shared;
 use ringlab_kernel::errno::Errno;
 use ringlab_kernel::syscall::abi::{SOCKADDR_MAX, SockAddr};
 use ringlab_kernel::syscall::{Call, Control, NetlinkAddr, OutMsg, cmsg};
@@ -32,13 +33,14 @@ impl Guests {
         Ok(send(handle, read_iov(c.mem, iov, count)?, 0))
     }
 
-    pub(super) fn sys_sendto(c: Caller, fd: i32, a: &Args) -> Result<Outcome> {
+    pub(super) fn sys_sendto(shared: &Shared, c: Caller, fd: i32, a: &Args) -> Result<Outcome> {
         let flags = a[3] as u32;
         let iov = one(a[1], a[2])?;
         if a[4] == 0 {
             return Ok(send(fd, iov, flags));
         }
-        let call = match read_addr(c.mem, a[4], a[5])? {
+        let Some(to) = Self::address(shared, c, fd, (a[4], a[5] as i32), Use::Send)? else { return Ok(send(fd, iov, flags)) };
+        let call = match to {
             SockAddr::Link(to) => Call::SendLink { fd, iov, flags, to },
             SockAddr::Netlink(pid, groups) => Call::SendNetlink { fd, iov, flags, to: NetlinkAddr { pid, groups } },
             to => Call::Send { fd, iov, flags, to: Some(to.inet()?), control: Vec::new() },
@@ -51,8 +53,8 @@ impl Guests {
         Ok(Outcome::Call(call, if a[4] == 0 { Finish::Value } else { Finish::From { addr: a[4], len: a[5] } }))
     }
 
-    pub(super) fn sys_sendmsg(c: Caller, fd: i32, at: u64, flags: u32) -> Result<Outcome> {
-        let out = read_out(c.mem, at)?;
+    pub(super) fn sys_sendmsg(shared: &Shared, c: Caller, fd: i32, at: u64, flags: u32) -> Result<Outcome> {
+        let out = read_out(shared, c, fd, at)?;
         let call = match out.to {
             Some(SockAddr::Link(to)) => Call::SendLink { fd, iov: out.iov, flags, to },
             Some(SockAddr::Netlink(pid, groups)) => Call::SendNetlink { fd, iov: out.iov, flags, to: NetlinkAddr { pid, groups } },
@@ -66,12 +68,12 @@ impl Guests {
         Ok(Outcome::Call(Call::Recv { fd, iov: read_in(c.mem, at)?, flags }, Finish::Msg(at)))
     }
 
-    pub(super) fn sys_sendmmsg(c: Caller, fd: i32, a: &Args) -> Result<Outcome> {
+    pub(super) fn sys_sendmmsg(shared: &Shared, c: Caller, fd: i32, a: &Args) -> Result<Outcome> {
         let mut msgs = Vec::new();
         let mut failed = None;
         for i in 0..u64::from(a[2] as u32).min(msg::MAX_MESSAGES) {
             // A bad message ends the vector: those before it are sent.
-            match read_out(c.mem, a[1].wrapping_add(i * msg::MMSGHDR)).and_then(|out| {
+            match read_out(shared, c, fd, a[1].wrapping_add(i * msg::MMSGHDR)).and_then(|out| {
                 let to = out.to.map(|to| to.inet()).transpose()?;
                 Ok(OutMsg { iov: out.iov, to, control: out.control })
             }) {
@@ -158,12 +160,12 @@ struct Out {
     control: Vec<Control>,
 }
 
-fn read_out(mem: Mem, at: u64) -> Result<Out> {
+fn read_out(shared: &Shared, c: Caller, fd: i32, at: u64) -> Result<Out> {
+    let mem = c.mem;
     let hdr = read_hdr(mem, at)?;
     let mut to = None;
     if hdr.name != 0 && hdr.namelen != 0 {
-        let len = usize::try_from(hdr.namelen).map_err(|_| Errno::EINVAL)?.min(SOCKADDR_MAX);
-        to = Some(read_addr(mem, hdr.name, len as u64)?);
+        to = Guests::address(shared, c, fd, (hdr.name, hdr.namelen.min(SOCKADDR_MAX as i32)), Use::Send)?;
     }
     let iov = read_iov(mem, hdr.iov, hdr.iovlen)?;
     let mut control = Vec::new();

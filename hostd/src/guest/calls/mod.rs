@@ -3,6 +3,8 @@
 //! A handler decides who executes the call: the machine's kernel ([`Outcome::Continue`]), the supervisor itself
 //! ([`Outcome::Done`]), or the model ([`Outcome::Call`]); then [`Finish`] says what to do with what it returns.
 
+mod address;
+mod aio;
 mod fdops;
 mod finish;
 mod io;
@@ -144,6 +146,7 @@ impl Guests {
             libc::SYS_creat => {
                 self.sys_open(shared, c, listener, n, (libc::AT_FDCWD, a[0], libc::O_CREAT | libc::O_WRONLY | libc::O_TRUNC))
             }
+            libc::SYS_io_submit => self.sys_io_submit(c, n),
             nr if PATHS.contains(&nr) => self.sys_path(shared, c, n),
             libc::SYS_sendfile => self.sys_sendfile(shared, c, listener, n),
             libc::SYS_mmap => match self.kind(c, a[4] as i32) {
@@ -174,14 +177,14 @@ impl Guests {
             libc::SYS_preadv2 if a[3] as i64 == -1 => Self::sys_readv(c, handle, a[1], a[2]),
             libc::SYS_pwritev2 if a[3] as i64 == -1 => Self::sys_writev(c, handle, a[1], a[2]),
             libc::SYS_preadv2 | libc::SYS_pwritev2 => Err(Errno::ESPIPE),
-            libc::SYS_sendto => Self::sys_sendto(c, handle, a).map_err(|e| self.family_error(shared, c, handle, a[4], a[5], e)),
+            libc::SYS_sendto => Self::sys_sendto(shared, c, handle, a),
             libc::SYS_recvfrom => Self::sys_recvfrom(handle, a),
-            libc::SYS_sendmsg => Self::sys_sendmsg(c, handle, a[1], a[2] as u32),
+            libc::SYS_sendmsg => Self::sys_sendmsg(shared, c, handle, a[1], a[2] as u32),
             libc::SYS_recvmsg => Self::sys_recvmsg(c, handle, a[1], a[2] as u32),
-            libc::SYS_sendmmsg => Self::sys_sendmmsg(c, handle, a),
+            libc::SYS_sendmmsg => Self::sys_sendmmsg(shared, c, handle, a),
             libc::SYS_recvmmsg => Self::sys_recvmmsg(c, handle, a),
-            libc::SYS_connect => Self::sys_connect(c, handle, a).map_err(|e| self.family_error(shared, c, handle, a[1], a[2], e)),
-            libc::SYS_bind => Self::sys_bind(c, handle, a).map_err(|e| self.family_error(shared, c, handle, a[1], a[2], e)),
+            libc::SYS_connect => Self::sys_connect(shared, c, handle, a),
+            libc::SYS_bind => Self::sys_bind(shared, c, handle, a),
             libc::SYS_listen => Ok(Outcome::Call(Call::Listen(handle, a[1] as i32), Finish::Value)),
             libc::SYS_accept => self.sys_accept(c, handle, a, 0),
             libc::SYS_accept4 => self.sys_accept(c, handle, a, a[3] as i32),

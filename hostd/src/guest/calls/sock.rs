@@ -1,5 +1,6 @@
 //! The socket family: addresses and options.
 
+use super::address::Use;
 use super::{Finish, Outcome, Result};
 use crate::guest::Guests;
 use crate::guest::decode::{u32_at, u64_at};
@@ -7,8 +8,8 @@ use crate::guest::memory::Mem;
 use crate::guest::table::Caller;
 use crate::host::Shared;
 use ringlab_kernel::errno::Errno;
-use ringlab_kernel::syscall::abi::{SOCKADDR_MAX, SockAddr};
-use ringlab_kernel::syscall::{Call, NetlinkAddr, Ret, Shutdown};
+use ringlab_kernel::syscall::abi::SockAddr;
+use ringlab_kernel::syscall::{Call, NetlinkAddr, Shutdown};
 
 type Args = [u64; 6];
 
@@ -17,8 +18,6 @@ const MAX_OPTION: usize = 4096;
 /// Most instructions of a socket filter (`BPF_MAXINSNS`).
 const MAX_FILTER: usize = 4096;
 const SOL_PACKET: i32 = 263;
-/// Octets of `struct sockaddr_in`.
-const SOCKADDR_IN: i32 = 16;
 const PACKET_RX_RING: i32 = 5;
 
 impl Guests {
@@ -28,8 +27,8 @@ impl Guests {
         Outcome::Call(Call::Socket(a[0] as i32, kind, a[2] as i32), Finish::Socket { cloexec: kind & libc::SOCK_CLOEXEC != 0 })
     }
 
-    pub(super) fn sys_connect(c: Caller, handle: i32, a: &Args) -> Result<Outcome> {
-        let to = match read_addr(c.mem, a[1], a[2])? {
+    pub(super) fn sys_connect(shared: &Shared, c: Caller, handle: i32, a: &Args) -> Result<Outcome> {
+        let to = match Self::address(shared, c, handle, (a[1], a[2] as i32), Use::Connect)?.ok_or(Errno::EINVAL)? {
             SockAddr::Netlink(pid, groups) => {
                 return Ok(Outcome::Call(Call::ConnectNetlink(handle, NetlinkAddr { pid, groups }), Finish::Value));
             }
@@ -39,8 +38,8 @@ impl Guests {
         Ok(Outcome::Call(Call::Connect(handle, to), Finish::Value))
     }
 
-    pub(super) fn sys_bind(c: Caller, handle: i32, a: &Args) -> Result<Outcome> {
-        let call = match read_addr(c.mem, a[1], a[2])? {
+    pub(super) fn sys_bind(shared: &Shared, c: Caller, handle: i32, a: &Args) -> Result<Outcome> {
+        let call = match Self::address(shared, c, handle, (a[1], a[2] as i32), Use::Bind)?.ok_or(Errno::EINVAL)? {
             SockAddr::Link(addr) => Call::BindLink(handle, addr),
             SockAddr::Netlink(pid, groups) => Call::BindNetlink(handle, NetlinkAddr { pid, groups }),
             SockAddr::Unspec(Some(addr)) if !addr.ip().is_unspecified() => return Err(Errno::EAFNOSUPPORT),
@@ -55,22 +54,6 @@ impl Guests {
         }
         let cloexec = flags & libc::SOCK_CLOEXEC != 0;
         Ok(Outcome::Call(Call::Accept(handle, flags), Finish::Accept { addr: a[1], len: a[2], cloexec }))
-    }
-
-    /// An address that is too short for its own family, but not for the socket's: `AF_INET` sockets look at the family
-    /// first.
-    pub(super) fn family_error(&self, shared: &Shared, c: Caller, handle: i32, addr: u64, len: u64, error: Errno) -> Errno {
-        let mut family = [0; 2];
-        let long = (SOCKADDR_IN..=SOCKADDR_MAX as i32).contains(&(len as i32));
-        if error != Errno::EINVAL || !long || c.mem.read(addr, &mut family).is_err() {
-            return error;
-        }
-        let domain = Call::GetSockOptRaw(handle, libc::SOL_SOCKET, libc::SO_DOMAIN, vec![0; 4]);
-        let is_inet = matches!(shared.guest_syscall(c.task, domain), Some(Ret::OptRaw(v, _)) if v == libc::AF_INET.to_ne_bytes());
-        match is_inet && i32::from(u16::from_ne_bytes(family)) == libc::AF_INET6 {
-            true => Errno::EAFNOSUPPORT,
-            false => error,
-        }
     }
 
     pub(super) fn sys_shutdown(handle: i32, how: i32) -> Result<Outcome> {
@@ -124,16 +107,6 @@ fn read_filter(mem: Mem, prog: &[u8]) -> Result<Vec<u8>> {
     let mut insns = vec![0; count * 8];
     mem.read(u64_at(prog, 8), &mut insns)?;
     Ok(insns)
-}
-
-/// Reads a `struct sockaddr`.
-pub(super) fn read_addr(mem: Mem, addr: u64, len: u64) -> Result<SockAddr> {
-    let len = usize::try_from(len as i32).ok().filter(|&n| n <= SOCKADDR_MAX).ok_or(Errno::EINVAL)?;
-    let mut buf = [0; SOCKADDR_MAX];
-    if len > 0 {
-        mem.read(addr, &mut buf[..len])?;
-    }
-    SockAddr::parse(&buf[..len])
 }
 
 /// Writes an address and its length, as far as there is room (Linux `move_addr_to_user`).
