@@ -112,6 +112,17 @@ fn run(boot: Boot) -> anyhow::Result<()> {
     }
 }
 
+/// What a turn leaves to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Left {
+    /// Another turn.
+    More,
+    /// Programs' calls were answered: the next ones follow soon.
+    Calls,
+    /// Nothing.
+    Nothing,
+}
+
 struct EventLoop {
     shared: Rc<Shared>,
     links: Vec<Link>,
@@ -177,8 +188,9 @@ impl EventLoop {
 
     fn run(mut self) -> anyhow::Result<()> {
         while !self.stopped {
-            if self.turn()? {
-                // Programs' calls are seen by looking only.
+            let left = self.turn()?;
+            // Programs' calls are seen by looking only. The look before the sleep is enough, unless frames wait for it.
+            if left == Left::More || left == Left::Calls && self.shared.has_bells() {
                 if self.guests.any() || self.shared.now().since(self.last_look) >= LOOK {
                     // A host that is never idle does not keep its listeners waiting either.
                     self.listeners.drain(&mut self.shared.kernel(), true);
@@ -206,13 +218,13 @@ impl EventLoop {
         Ok(())
     }
 
-    /// Does what there is to do, once. True if there is more. What comes from outside meanwhile shows when the host
-    /// is about to sleep: interrupts in [`Self::arm`], the rest in `epoll_wait`.
-    fn turn(&mut self) -> anyhow::Result<bool> {
+    /// Does what there is to do, once. What comes from outside meanwhile shows when the host is about to sleep:
+    /// interrupts in [`Self::arm`], the rest in `epoll_wait`.
+    fn turn(&mut self) -> anyhow::Result<Left> {
         // First: whoever waits for the answer waits for as little as possible.
         self.take_interrupts();
         self.ring_doorbells();
-        let mut more = self.guests.run(&self.shared);
+        let calls = self.guests.run(&self.shared);
         if self.timer_due() {
             self.shared.handle(Event::Timer);
         }
@@ -221,18 +233,23 @@ impl EventLoop {
             self.shared.run_ready();
             self.ring_doorbells();
         }
-        more |= self.take_commands();
+        let mut more = self.take_commands();
         more |= self.tend_links()?;
         if self.listeners.any() {
             self.listeners.drain(&mut self.shared.kernel(), false);
         }
         // Last: what was sent and is done.
         more |= self.links.iter().fold(false, |any, link| any | link.reap());
-        Ok(more
+        more = more
             || self.shared.has_ready()
             || self.shared.has_guest_news()
             || self.timer_due()
-            || self.links.iter().any(Link::has_interrupt))
+            || self.links.iter().any(Link::has_interrupt);
+        Ok(match more {
+            true => Left::More,
+            false if calls => Left::Calls,
+            false => Left::Nothing,
+        })
     }
 
     /// Rings the doorbells that are due. While unmodified programs make calls, one follows upon the other: what they

@@ -39,7 +39,10 @@ pub enum TimerKey {
     Task(TaskId),
 }
 
-/// The pending timers.
+/// The deadline of a timer that is parked.
+const PARKED: Instant = Instant(u64::MAX);
+
+/// The pending timers: for each key its deadline, and the time of its entry in the queue.
 #[derive(Debug, Default)]
 pub struct Timers {
     deadline: HashMap<TimerKey, (Instant, Instant), FxBuildHasher>,
@@ -64,59 +67,57 @@ impl Timers {
         self.deadline.remove(&key);
     }
 
+    /// Stops one that is likely to be set again soon: its entry stays in the queue until it comes up, and nobody is
+    /// woken for it. (Linux leaves `icsk_retransmit_timer` to expire; here an expiry wakes a process.)
+    pub fn park(&mut self, key: TimerKey) {
+        if let Some(d) = self.deadline.get_mut(&key) {
+            d.0 = PARKED;
+        }
+    }
+
     /// The pending deadline.
     pub fn get(&self, key: TimerKey) -> Option<Instant> {
-        self.deadline.get(&key).map(|d| d.0)
+        self.deadline.get(&key).map(|d| d.0).filter(|&at| at != PARKED)
     }
 
     /// Takes a timer that is due. Order: deadline, then order of arming.
     pub fn expire(&mut self, now: Instant) -> Option<TimerKey> {
+        let (at, key) = self.first()?;
+        if at > now {
+            return None;
+        }
+        self.queue.pop();
+        self.deadline.remove(&key);
+        Some(key)
+    }
+
+    /// The earliest deadline.
+    #[expect(clippy::should_implement_trait, reason = "it takes nothing out")]
+    pub fn next(&mut self) -> Option<Instant> {
+        self.first().map(|(at, _)| at)
+    }
+
+    /// Brings the timer that is due first to the front of the queue.
+    fn first(&mut self) -> Option<(Instant, TimerKey)> {
         loop {
             let &Reverse((at, _, key)) = self.queue.peek()?;
             match self.deadline.get_mut(&key) {
-                Some(d) if d.1 == at => {
-                    if d.0 > at {
-                        // Moved later since it was queued: queue it where it belongs now.
-                        d.1 = d.0;
-                        let later = d.0;
-                        self.queue.pop();
-                        self.seq += 1;
-                        self.queue.push(Reverse((later, self.seq, key)));
-                        continue;
-                    }
-                    if at > now {
-                        return None;
-                    }
-                    self.queue.pop();
-                    self.deadline.remove(&key);
-                    return Some(key);
-                }
-                _ => {
-                    self.queue.pop();
-                }
-            }
-        }
-    }
-
-    /// The earliest deadline; may be early if timers moved, never late.
-    #[expect(clippy::should_implement_trait, reason = "it takes nothing out")]
-    pub fn next(&mut self) -> Option<Instant> {
-        while let Some(&Reverse((at, _, key))) = self.queue.peek() {
-            match self.deadline.get_mut(&key) {
-                Some(d) if d.1 == at && d.0 == at => return Some(at),
-                Some(d) if d.1 == at => {
+                Some(d) if d.1 == at && d.0 == at => return Some((at, key)),
+                Some(d) if d.1 == at && d.0 != PARKED => {
+                    // Moved later since it was queued: queue it where it belongs now.
                     d.1 = d.0;
                     let later = d.0;
                     self.queue.pop();
                     self.seq += 1;
                     self.queue.push(Reverse((later, self.seq, key)));
                 }
-                _ => {
+                Some(d) if d.1 == at => {
                     self.queue.pop();
+                    self.deadline.remove(&key);
                 }
+                _ => drop(self.queue.pop()),
             }
         }
-        None
     }
 }
 
@@ -139,5 +140,25 @@ mod tests {
         t.set(key, Instant(5));
         assert_eq!(t.expire(Instant(5)), Some(key));
         assert_eq!(t.expire(Instant(100)), None);
+    }
+
+    #[test]
+    fn parked_timer_neither_expires_nor_wakes_and_can_be_set_again() {
+        let mut t = Timers::default();
+        let (key, other) = (TimerKey::Neigh(1), TimerKey::Neigh(2));
+        t.set(key, Instant(10));
+        t.set(other, Instant(50));
+        t.park(key);
+        assert_eq!((t.get(key), t.next()), (None, Some(Instant(50))));
+        assert_eq!(t.expire(Instant(20)), None);
+        // Its entry is gone by now, or still there: both ways it comes up when it is due.
+        t.set(key, Instant(30));
+        assert_eq!(t.next(), Some(Instant(30)));
+        t.park(key);
+        t.set(key, Instant(40));
+        assert_eq!((t.get(key), t.expire(Instant(39))), (Some(Instant(40)), None));
+        assert_eq!(t.expire(Instant(45)), Some(key));
+        assert_eq!(t.expire(Instant(60)), Some(other));
+        assert_eq!(t.expire(Instant(u64::MAX - 1)), None);
     }
 }

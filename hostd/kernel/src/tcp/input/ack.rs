@@ -218,7 +218,7 @@ impl Kernel {
             tp.backoff = 0;
             tp.probes_tstamp = None;
             if tp.pending == WriteTimer::Probe0 {
-                tp.pending = WriteTimer::Idle;
+                self.tcp_clear_xmit_timer(sk);
             }
         } else {
             let when = tp.probe0_when();

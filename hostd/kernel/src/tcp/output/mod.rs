@@ -117,7 +117,7 @@ impl Kernel {
             tp.event_ack_sent(segs);
             if tp.ack.scheduled || tp.ack.timer {
                 tp.ack.sent();
-                self.timers.cancel(crate::timer::TimerKey::TcpDelack(sk.id));
+                self.timers.park(crate::timer::TimerKey::TcpDelack(sk.id));
             }
         }
         if data_len > 0 {

@@ -209,10 +209,10 @@ impl Kernel {
         self.timers.set(crate::timer::TimerKey::TcpWrite(sk.id), tp.timeout);
     }
 
-    /// Stops the write timer (Linux `inet_csk_clear_xmit_timer`). The entry itself is left
-    /// to come up and find nothing to do: stopping and starting again costs nothing so.
+    /// Stops the write timer (Linux `inet_csk_clear_xmit_timer`).
     pub(crate) fn tcp_clear_xmit_timer(&mut self, sk: &mut Sock) {
         tp!(sk).pending = WriteTimer::Idle;
+        self.timers.park(crate::timer::TimerKey::TcpWrite(sk.id));
     }
 
     /// Starts the RTO anew, or stops it if nothing is in flight (Linux `tcp_rearm_rto`).
