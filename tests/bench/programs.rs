@@ -89,6 +89,13 @@ fn run(command: &mut Command) -> Result<String> {
     Ok(String::from_utf8(out.stdout)?)
 }
 
+/// Says what a figure could be at best by the means that it uses: `calls` in a mode that does no more.
+fn floor(calls: &str, args: &[&str], unit: &str, what: &str) -> Result<()> {
+    let times: Vec<f64> = (0..5).map(|_| parse(&run(Command::new(calls).args(args))?)).collect::<Result<_>>()?;
+    eprintln!("  {what}: {:.0} {unit} {times:.0?}", ringlab_tests::median(&times));
+    Ok(())
+}
+
 /// A notified null call beside a bare notification's round trip.
 pub fn notify_null() -> Result<Vec<Figure>> {
     let files = Files::new()?;
@@ -98,6 +105,7 @@ pub fn notify_null() -> Result<Vec<Figure>> {
     let bare = || parse(&run(Command::new(&calls).args(["bare", "100000"]))?);
     let value = || parse(&lab.ok(lab.program("a", &[&calls, "null", "100000"])));
     let (reference, value) = in_turn(bare, value)?;
+    floor(&calls, &["copies", "100000"], "ns", "a supervisor that does nothing but the call's two copies")?;
     Ok(vec![Figure::ratio("notify_null", value, "ns", reference, Target::AtMost(1.5))])
 }
 
@@ -178,6 +186,7 @@ pub fn guest_file_io() -> Result<Vec<Figure>> {
     let native = || parse(&run(Command::new(&calls).args(args))?);
     let value = || parse(&lab.ok(lab.program("a", &[&[calls.as_str()], &args[..]].concat())));
     let (reference, value) = in_turn(native, value)?;
+    floor(&calls, &["passed", &path, "20000"], "octets/s", "a supervisor that does nothing but let calls go")?;
     Ok(vec![Figure::ratio("guest_file_io", value, "octets/s", reference, Target::AtLeast(0.75))])
 }
 

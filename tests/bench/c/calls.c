@@ -2,7 +2,9 @@
  *
  *   calls null N          ns of a getsockopt on a TCP socket
  *   calls bare N          ns of a call that another process answers by user notification, and does nothing else
+ *   calls copies N        the same, and the other process copies what a getsockopt reads and writes
  *   calls file PATH N     octets a second of N reads and N writes of 64 KiB
+ *   calls passed PATH N   the same, each notified and let go by a process that does nothing else
  *   calls idle PORT N     serves N connections, one with something to read; ns of an epoll_wait
  *   calls flock HOST PORT N   makes the N connections, and keeps them until the server is done
  */
@@ -20,10 +22,12 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -69,68 +73,6 @@ static void null(long n)
     printf("%.1f\n", null_call(fd, n));
 }
 
-/* Installs a filter that notifies of getsockopt; its listener. */
-static int install(void)
-{
-    struct sock_filter code[] = {
-        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
-        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, __NR_getsockopt, 0, 1),
-        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_USER_NOTIF),
-        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
-    };
-    struct sock_fprog filter = { sizeof code / sizeof *code, code };
-    if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
-        fail("no_new_privs");
-    int fd = syscall(__NR_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_NEW_LISTENER, &filter);
-    if (fd < 0)
-        fail("seccomp");
-    return fd;
-}
-
-static void answer(int listener)
-{
-    ioctl(listener, SECCOMP_IOCTL_NOTIF_SET_FLAGS, (unsigned long)SECCOMP_USER_NOTIF_FD_SYNC_WAKE_UP);
-    for (;;) {
-        struct seccomp_notif call;
-        memset(&call, 0, sizeof call);
-        if (ioctl(listener, SECCOMP_IOCTL_NOTIF_RECV, &call))
-            return;
-        struct seccomp_notif_resp done = { .id = call.id };
-        if (ioctl(listener, SECCOMP_IOCTL_NOTIF_SEND, &done))
-            return;
-    }
-}
-
-/* The caller's descriptors are this process's as well: the listener needs no passing. Both stay on one CPU, where
- * the hand-over is cheapest. */
-static void bare(long n)
-{
-    cpu_set_t one;
-    CPU_ZERO(&one);
-    CPU_SET(sched_getcpu(), &one);
-    if (sched_setaffinity(0, sizeof one, &one))
-        fail("sched_setaffinity");
-    int ready[2];
-    if (pipe(ready))
-        fail("pipe");
-    int pid = syscall(__NR_clone, CLONE_FILES | SIGCHLD, 0, 0, 0, 0);
-    if (pid < 0)
-        fail("clone");
-    if (pid == 0) {
-        int fd = install();
-        if (write(ready[1], &fd, sizeof fd) != sizeof fd)
-            _exit(1);
-        printf("%.1f\n", null_call(0, n));
-        fflush(stdout);
-        _exit(0);
-    }
-    int listener;
-    if (read(ready[0], &listener, sizeof listener) != sizeof listener)
-        fail("no listener");
-    answer(listener);
-    waitpid(pid, NULL, 0);
-}
-
 static void file(const char *path, long n)
 {
     static char block[64 << 10];
@@ -153,6 +95,88 @@ static void file(const char *path, long n)
     }
     printf("%.0f\n", 2.0 * n * sizeof block / (now() - began) * 1e9);
     unlink(path);
+}
+
+/* Installs a filter that notifies of getsockopt, read and write; its listener. */
+static int install(void)
+{
+    struct sock_filter code[] = {
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, __NR_getsockopt, 2, 0),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, __NR_read, 1, 0),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, __NR_write, 0, 1),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_USER_NOTIF),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+    };
+    struct sock_fprog filter = { sizeof code / sizeof *code, code };
+    if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
+        fail("no_new_privs");
+    int fd = syscall(__NR_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_NEW_LISTENER, &filter);
+    if (fd < 0)
+        fail("seccomp");
+    return fd;
+}
+
+/* What getsockopt reads and writes: the length, then value and length. */
+static void copy(const struct seccomp_notif *call)
+{
+    int value = 0;
+    socklen_t len;
+    void *val_at = (void *)call->data.args[3], *len_at = (void *)call->data.args[4];
+    struct iovec local[2] = { { &len, sizeof len }, { &value, sizeof value } };
+    struct iovec remote[2] = { { len_at, sizeof len }, { val_at, sizeof value } };
+    if (process_vm_readv(call->pid, local, 1, remote, 1, 0) != sizeof len
+        || process_vm_writev(call->pid, local, 2, remote, 2, 0) != sizeof len + sizeof value)
+        fail("process_vm");
+}
+
+static void answer(int listener, int copies)
+{
+    ioctl(listener, SECCOMP_IOCTL_NOTIF_SET_FLAGS, (unsigned long)SECCOMP_USER_NOTIF_FD_SYNC_WAKE_UP);
+    for (;;) {
+        struct seccomp_notif call;
+        memset(&call, 0, sizeof call);
+        if (ioctl(listener, SECCOMP_IOCTL_NOTIF_RECV, &call))
+            return;
+        struct seccomp_notif_resp done = { .id = call.id };
+        if (call.data.nr != __NR_getsockopt)
+            done.flags = SECCOMP_USER_NOTIF_FLAG_CONTINUE;
+        else if (copies)
+            copy(&call);
+        if (ioctl(listener, SECCOMP_IOCTL_NOTIF_SEND, &done))
+            return;
+    }
+}
+
+/* The caller's descriptors are this process's as well: the listener needs no passing but of its number. Both stay on
+ * one CPU, where the hand-over is cheapest. With `path` the calls are those of `file`. */
+static void bare(const char *path, long n, int copies)
+{
+    cpu_set_t one;
+    CPU_ZERO(&one);
+    CPU_SET(sched_getcpu(), &one);
+    if (sched_setaffinity(0, sizeof one, &one))
+        fail("sched_setaffinity");
+    volatile int *number = mmap(NULL, sizeof *number, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (number == MAP_FAILED)
+        fail("mmap");
+    int pid = syscall(__NR_clone, CLONE_FILES | SIGCHLD, 0, 0, 0, 0);
+    if (pid < 0)
+        fail("clone");
+    if (pid == 0) {
+        *number = install();
+        if (path)
+            file(path, n);
+        else
+            printf("%.1f\n", null_call(0, n));
+        fflush(stdout);
+        _exit(0);
+    }
+    while (*number == 0)
+        if (waitpid(pid, NULL, WNOHANG) != 0 || usleep(1000))
+            fail("no listener");
+    answer(*number, copies);
+    waitpid(pid, NULL, 0);
 }
 
 static void many_files(void)
@@ -216,7 +240,11 @@ int main(int argc, char **argv)
     if (argc == 3 && !strcmp(argv[1], "null"))
         null(atol(argv[2]));
     else if (argc == 3 && !strcmp(argv[1], "bare"))
-        bare(atol(argv[2]));
+        bare(NULL, atol(argv[2]), 0);
+    else if (argc == 3 && !strcmp(argv[1], "copies"))
+        bare(NULL, atol(argv[2]), 1);
+    else if (argc == 4 && !strcmp(argv[1], "passed"))
+        bare(argv[2], atol(argv[3]), 0);
     else if (argc == 4 && !strcmp(argv[1], "file"))
         file(argv[2], atol(argv[3]));
     else if (argc == 4 && !strcmp(argv[1], "idle"))
