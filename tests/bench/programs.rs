@@ -4,8 +4,8 @@ use crate::figures::{Figure, Target};
 use crate::labs::{in_turn, number};
 use crate::reference::{self, SECONDS};
 use anyhow::{Context, Result, ensure};
+use ringlab_tests::fresh_dir;
 use ringlab_tests::lab::{Lab, Site};
-use ringlab_tests::unique;
 use ringlab_tests::veth::{ADDR, Veth};
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -22,9 +22,7 @@ struct Files(PathBuf);
 
 impl Files {
     fn new() -> Result<Self> {
-        let dir = std::env::temp_dir().join(unique("ringlab-bench-"));
-        std::fs::create_dir(&dir)?;
-        Ok(Self(dir))
+        Ok(Self(fresh_dir("ringlab-bench-")))
     }
 
     /// Compiles `c/calls.c`.

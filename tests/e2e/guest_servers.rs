@@ -9,8 +9,8 @@ pub(crate) struct Files(pub(crate) PathBuf);
 
 impl Files {
     pub(crate) fn new() -> Self {
-        let dir = std::env::temp_dir().join(ringlab_tests::unique("ringlab-files-"));
-        std::fs::create_dir_all(dir.join("html")).expect("a fresh directory");
+        let dir = ringlab_tests::fresh_dir("ringlab-files-");
+        std::fs::create_dir(dir.join("html")).expect("a fresh directory");
         Self(dir)
     }
 

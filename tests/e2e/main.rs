@@ -19,6 +19,7 @@ mod iproute;
 mod lifecycle;
 mod real_peer;
 mod refusal;
+mod stale;
 mod tcpdump;
 mod transfer;
 mod verbs;

@@ -1,7 +1,7 @@
 //! The two worlds in which a program runs: real namespaces, emulated hosts.
 
+use ringlab_tests::fresh_dir;
 use ringlab_tests::lab::{Lab, Site};
-use ringlab_tests::unique;
 use ringlab_tests::veth::{ADDR, Veth};
 use std::io::{BufRead, BufReader, Read};
 use std::path::PathBuf;
@@ -34,8 +34,7 @@ impl Program {
     /// # Panics
     /// If there is no C compiler, or it complains.
     pub fn compile() -> Self {
-        let program = Self { dir: std::env::temp_dir().join(unique("ringlab-parity-")) };
-        std::fs::create_dir(&program.dir).expect("a fresh directory");
+        let program = Self { dir: fresh_dir("ringlab-parity-") };
         let sources = std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/parity/c")).expect("c/");
         let sources = sources.map(|e| e.expect("entry").path()).filter(|p| p.extension().is_some_and(|e| e == "c"));
         let mut cc = Command::new("cc");

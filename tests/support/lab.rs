@@ -1,7 +1,7 @@
 //! A lab, deployed with `labctl` under a state directory of its own (and so an
 //! agent of its own: tests do not meet).
 
-use crate::{bin, unique};
+use crate::{bin, fresh_dir, stale};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -18,9 +18,7 @@ impl Site {
     /// # Panics
     /// If the directory cannot be made.
     pub fn new() -> Self {
-        let dir = std::env::temp_dir().join(unique("ringlab-test-"));
-        std::fs::create_dir(&dir).expect("a fresh directory");
-        Self { dir }
+        Self { dir: fresh_dir(stale::SITE) }
     }
 
     /// A `labctl` command.

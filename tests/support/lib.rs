@@ -2,10 +2,11 @@
 //! real `labctl`, and pairs of real namespaces joined by veth as the reference.
 //!
 //! Everything made here is named by this process and removed when dropped, also
-//! when a test panics.
+//! when a test panics; what killed processes have left, the next one removes ([`stale`]).
 
 pub mod lab;
 pub mod leftovers;
+pub mod stale;
 pub mod veth;
 
 use std::path::PathBuf;
@@ -33,6 +34,17 @@ pub fn unique(prefix: &str) -> String {
     use std::sync::atomic::{AtomicU32, Ordering};
     static NEXT: AtomicU32 = AtomicU32::new(0);
     format!("{prefix}{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
+/// A fresh directory of this process for temporary files.
+///
+/// # Panics
+/// If it cannot be made.
+pub fn fresh_dir(prefix: &str) -> PathBuf {
+    stale::sweep_once();
+    let dir = std::env::temp_dir().join(unique(prefix));
+    stale::make_dir(&dir).expect("a fresh directory");
+    dir
 }
 
 /// The value in the middle (of an even count: the lower one).

@@ -1,6 +1,6 @@
 //! Two real network namespaces joined by veth: the reference of every figure.
 
-use crate::unique;
+use crate::{stale, unique};
 use std::process::{Command, Output, Stdio};
 
 /// The pair; the namespaces go with it.
@@ -18,7 +18,8 @@ impl Veth {
     /// # Panics
     /// If `ip` fails: root and iproute2 are needed.
     pub fn new() -> Self {
-        let name = unique("rlv");
+        stale::sweep_once();
+        let name = unique(stale::NAMESPACE);
         let pair = Self { ns: [format!("{name}a"), format!("{name}b")] };
         for ns in &pair.ns {
             ip(&["netns", "add", ns]);
