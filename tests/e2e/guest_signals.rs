@@ -33,7 +33,11 @@ impl Drop for Compiled {
 
 /// Runs cases of `signals` on the machine and on an emulated host: they print the same.
 fn same_on_both(cases: &[&[&str]]) {
-    let program = Compiled::new("signals");
+    same_of("signals", cases);
+}
+
+fn same_of(program: &str, cases: &[&[&str]]) {
+    let program = Compiled::new(program);
     in_site(|site| {
         let lab = site.deploy(TWO_HOSTS);
         for case in cases {
@@ -63,4 +67,14 @@ fn what_was_received_before_a_signal_is_returned() {
 #[test]
 fn a_storm_of_signals_loses_no_octet_and_fails_no_call() {
     same_on_both(&[&["storm"], &["storm", "restart"]]);
+}
+
+#[test]
+fn every_call_that_waits_stands_a_storm_of_signals() {
+    same_of("storms", &[&["calls"], &["calls", "restart"]]);
+}
+
+#[test]
+fn a_handler_that_only_a_wait_lets_through_runs_exactly_if_the_wait_says_eintr() {
+    same_of("storms", &[&["waits"], &["waits", "restart"]]);
 }

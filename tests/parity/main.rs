@@ -55,6 +55,7 @@ families! {
     processes_and_signals_behave_alike: "proc", 32;
     names_and_ports_behave_alike: "ports", 34;
     sockets_as_files_behave_alike: "files", 10;
+    masks_of_waits_hold_back_and_let_through_alike: "mask", 19;
 }
 
 #[test]

@@ -60,7 +60,7 @@ pub struct Sets {
 }
 
 /// What remains to be done after `epoll_wait`.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct EpollFinish {
     set: u32,
     at: u64,
@@ -95,6 +95,11 @@ impl Sets {
         let set = Set { real, handle, has_real: false, watched: false, armed: false, real_first: false, waiters: Vec::new() };
         self.list.insert(number, set);
         Ok(number)
+    }
+
+    /// A further descriptor of a set's real instance.
+    pub fn copy(&self, set: u32) -> Option<OwnedFd> {
+        self.list.get(&set)?.real.try_clone().ok()
     }
 
     /// The model's file of a set.
@@ -201,16 +206,9 @@ impl Guests {
     }
 
     pub(super) fn sys_epoll_wait(&mut self, shared: &Shared, c: Caller, listener: &Rc<Listener>, n: &Notif) -> Result<Outcome, Errno> {
-        let a = &n.args;
-        let Kind::Epoll(number) = self.kind(c, a[0] as i32) else { return Ok(Outcome::Continue) };
-        let max = usize::try_from(a[2] as i32).ok().filter(|&n| n > 0).ok_or(Errno::EINVAL)?;
-        if max > i32::MAX as usize / EVENT {
-            return Err(Errno::EINVAL);
-        }
-        access_ok(a[1], max as u64 * EVENT as u64)?;
-        let timeout = wait_time(c, n)?;
-        let max = max.min(MOST);
-        let finish = EpollFinish { set: number, at: a[1], max };
+        let Kind::Epoll(number) = self.kind(c, n.args[0] as i32) else { return Ok(Outcome::Continue) };
+        let (finish, timeout) = EpollFinish::read(c, n, number)?;
+        let (at, max) = (finish.at, finish.max);
         let Some(set) = self.sets.list.get_mut(&number) else { return Ok(Outcome::Continue) };
         let handle = set.handle;
         // An armed watch that has not fired says that nothing is ready natively.
@@ -222,7 +220,7 @@ impl Guests {
         }
         let events = self.both(shared, c, number, max);
         if !events.is_empty() || timeout == Some(Duration::ZERO) {
-            return write_events(c, a[1], &events).map(|n| Outcome::Done(n as i64));
+            return write_events(c, at, &events).map(|n| Outcome::Done(n as i64));
         }
         if let Some(set) = self.sets.list.get_mut(&number) {
             if !set.waiters.contains(&c.tid) {
@@ -234,6 +232,12 @@ impl Guests {
         }
         self.start(shared, c, listener, n, Call::EpollWait(handle, max, timeout), Finish::Epoll(finish));
         Ok(Outcome::Taken)
+    }
+
+    /// Gives the program what is ready in a set, without waiting: how many events.
+    pub(super) fn take_events(&mut self, shared: &Shared, c: Caller, wait: &EpollFinish) -> Result<usize, Errno> {
+        let events = self.both(shared, c, wait.set, wait.max);
+        write_events(c, wait.at, &events)
     }
 
     /// What is ready of both kinds, without waiting.
@@ -325,6 +329,19 @@ impl Guests {
         if let Some(set) = self.sets.list.remove(&number) {
             self.close_handle(shared, set.handle);
         }
+    }
+}
+
+impl EpollFinish {
+    /// What a thread asks of set `number`, and for how long.
+    pub fn read(c: Caller, n: &Notif, number: u32) -> Result<(Self, Option<Duration>), Errno> {
+        let a = &n.args;
+        let max = usize::try_from(a[2] as i32).ok().filter(|&n| n > 0).ok_or(Errno::EINVAL)?;
+        if max > i32::MAX as usize / EVENT {
+            return Err(Errno::EINVAL);
+        }
+        access_ok(a[1], max as u64 * EVENT as u64)?;
+        Ok((Self { set: number, at: a[1], max: max.min(MOST) }, wait_time(c, n)?))
     }
 }
 

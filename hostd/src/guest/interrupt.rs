@@ -19,13 +19,16 @@ use super::Guests;
 use super::calls::Finish;
 use super::decode::u64_at;
 use super::fds::Kind;
+use super::mask::{Held, Mask};
 use super::notify::Notif;
+use super::poll::Left;
 use super::reply::Reply;
 use super::table::Caller;
 use crate::host::Shared;
 use ringlab_kernel::errno::Errno;
 use ringlab_kernel::syscall::{Call, Ret};
 use std::io::Write;
+use std::time::Duration;
 
 /// Octets of the instruction that makes a call.
 const INSTRUCTION: u64 = 2;
@@ -47,6 +50,10 @@ pub struct Interrupted {
     passed: bool,
     /// A handler's end has made the thread come back to it.
     armed: bool,
+    /// The signal mask that is in force, which is not the thread's own.
+    held: Option<Held>,
+    /// The time that was left, and where a call that ends with `EINTR` tells it.
+    left: Option<(Left, Duration)>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,6 +86,8 @@ struct Context {
     args: [u64; 6],
     ax: u64,
     ip: u64,
+    /// Signals that are blocked when it goes on.
+    mask: u64,
 }
 
 impl Context {
@@ -86,12 +95,13 @@ impl Context {
     const FIRST: u64 = 40;
     const AX: u64 = 144;
     const IP: u64 = 168;
-    const LEN: usize = (Self::IP + 8 - Self::FIRST) as usize;
+    const MASK: u64 = 296;
+    const LEN: usize = (Self::MASK + 8 - Self::FIRST) as usize;
 
     fn parse(b: &[u8; Self::LEN]) -> Self {
         let at = |offset: u64| u64_at(b, (offset - Self::FIRST) as usize);
         // rdi, rsi, rdx, r10, r8, r9.
-        Self { args: [at(104), at(112), at(136), at(56), at(40), at(48)], ax: at(Self::AX), ip: at(Self::IP) }
+        Self { args: [at(104), at(112), at(136), at(56), at(40), at(48)], ax: at(Self::AX), ip: at(Self::IP), mask: at(Self::MASK) }
     }
 
     /// It makes the call again.
@@ -125,6 +135,9 @@ impl Guests {
             return None;
         };
         let call = calls.remove(at);
+        if call.armed || !call.passed {
+            self.tasks.get_mut(&c.tid)?.held = call.held;
+        }
         match call.reply() {
             Some(reply) if call.armed || !call.passed => Some(reply),
             // Made afresh after a jump out of the handler.
@@ -138,37 +151,50 @@ impl Guests {
 
     /// Nobody took an answer.
     pub(super) fn keep_answer(&mut self, shared: &Shared, c: Caller, n: &Notif, reply: Reply) {
-        self.remember(shared, c, n, How::Answer(reply));
+        self.remember(shared, c, n, How::Answer(reply), None, None);
     }
 
     /// A call was not made that should have been: the signal came before it.
     pub(super) fn keep_unmade(&mut self, shared: &Shared, c: Caller, n: &Notif) {
-        self.remember(shared, c, n, How::Again);
+        self.remember(shared, c, n, How::Again, None, None);
     }
 
     /// A blocked call for which nobody waits any more has ended.
     pub(super) fn interrupted(&mut self, shared: &Shared, c: Caller, pending: super::Pending, ret: Option<Ret>) {
         let super::Pending { notif, listener, finish } = pending;
         match (ret, &finish) {
+            (_, Finish::Poll(p)) if matches!(p.mask, Mask::Wanted(_)) => self.keep_unmade(shared, c, &notif),
+            (ret, Finish::Poll(p)) if matches!(p.mask, Mask::Held(_)) || matches!(ret, None | Some(Ret::Err(Errno::EINTR))) => {
+                let rest = p.until.map_or(Duration::ZERO, |t| t.since(shared.now()));
+                let held = if let Mask::Held(held) = p.mask { Some(held) } else { None };
+                self.remember(shared, c, &notif, How::Eintr, held, Some((p.left, rest)));
+            }
             // Pieces before this one were moved.
             (Some(ret), Finish::Transfer(_)) => self.finish(shared, c, &listener, &notif, finish, ret),
             // Linux lingers no longer, and closes.
             (_, Finish::Closed) => self.keep_unmade(shared, c, &notif),
             (None | Some(Ret::Err(Errno::EINTR)), _) => {
                 if self.ends_with_eintr(shared, c, &notif) {
-                    self.remember(shared, c, &notif, How::Eintr);
+                    self.remember(shared, c, &notif, How::Eintr, None, None);
                 }
             }
             (Some(ret), _) => self.finish(shared, c, &listener, &notif, finish, ret),
         }
     }
 
-    fn remember(&mut self, shared: &Shared, c: Caller, n: &Notif, how: How) {
+    /// A thread that has been stopped at its call is about to go on under the call's signal mask: it makes the call again, unless a
+    /// handler runs.
+    pub(super) fn remember_held(&mut self, shared: &Shared, c: Caller, n: &Notif, held: Held, left: Left) {
+        let rest = held.until.map_or(Duration::ZERO, |t| t.since(shared.now()));
+        self.remember(shared, c, n, How::Eintr, Some(held), Some((left, rest)));
+    }
+
+    fn remember(&mut self, shared: &Shared, c: Caller, n: &Notif, how: How, held: Option<Held>, left: Option<(Left, Duration)>) {
         let Some(task) = self.tasks.get_mut(&c.tid) else { return };
         let calls = &mut task.interrupted;
         let old = calls.iter().position(|call| call.is(n)).or((calls.len() == MOST).then_some(0));
         let old = old.and_then(|at| calls.remove(at).reply());
-        calls.push(Interrupted { nr: n.nr, ip: n.ip, args: n.args, how, passed: false, armed: false });
+        calls.push(Interrupted { nr: n.nr, ip: n.ip, args: n.args, how, passed: false, armed: false, held, left });
         if let Some(reply) = old {
             self.drop_reply(shared, reply);
         }
@@ -201,17 +227,26 @@ impl Guests {
         if found.ip == n.ip && found.ax == EINTR {
             // This handler interrupted the end of another one, which cannot end with an error.
             context.repeat(n.nr, n.ip);
-        } else if let Some(task) = self.tasks.get_mut(&c.tid)
-            && !put_right(&mut task.interrupted, &mut context)
-            && found.ax == EINTR
-            && let Some(nr) = unheard(c, found.ip)
-        {
-            context.repeat(nr, found.ip);
+        } else if let Some(task) = self.tasks.get_mut(&c.tid) {
+            match put_right(&mut task.interrupted, &mut context) {
+                Some(Some((left, rest))) => left.tell(c, rest),
+                Some(None) => {}
+                None if found.ax == EINTR => {
+                    if let Some(nr) = unheard(c, found.ip) {
+                        context.repeat(nr, found.ip);
+                    }
+                }
+                None => {}
+            }
         }
-        if context != found {
-            let (ax, ip) = (context.ax.to_ne_bytes(), context.ip.to_ne_bytes());
-            // A stack that cannot be written is not the thread's any more: it is the machine's kernel's to say so.
-            let _ = c.mem.write_both((sp.wrapping_add(Context::AX), &ax), (sp.wrapping_add(Context::IP), &ip));
+        let put = |offset: u64, value: u64| (sp.wrapping_add(offset), value.to_ne_bytes());
+        let [ax, ip, mask] = [put(Context::AX, context.ax), put(Context::IP, context.ip), put(Context::MASK, context.mask)];
+        // A stack that cannot be written is not the thread's any more: it is the machine's kernel's to say so.
+        if (context.ax, context.ip) != (found.ax, found.ip) {
+            let _ = c.mem.write_both((ax.0, &ax.1), (ip.0, &ip.1));
+        }
+        if context.mask != found.mask {
+            let _ = c.mem.write(mask.0, &mask.1);
         }
     }
 }
@@ -252,10 +287,15 @@ fn certain(code: &[u8; 7]) -> Option<i32> {
     CERTAIN.contains(&nr.into()).then_some(nr)
 }
 
-/// Makes a context say of its call what became of it. False if that is none of these.
-fn put_right(calls: &mut Vec<Interrupted>, context: &mut Context) -> bool {
-    let Some(at) = calls.iter().rposition(|call| context.repeats(call) || context.is_told(call)) else { return false };
+/// Makes a context say of its call what became of it; what is left of its time. `None` if that is none of these.
+fn put_right(calls: &mut Vec<Interrupted>, context: &mut Context) -> Option<Option<(Left, Duration)>> {
+    let at = calls.iter().rposition(|call| context.repeats(call) || context.is_told(call))?;
     let call = &mut calls[at];
+    if let Some(held) = call.held {
+        // The handler may have changed what is blocked when it returns.
+        let changed = context.mask ^ held.mask;
+        context.mask = held.before & !changed | context.mask & changed;
+    }
     match call.how {
         How::Answer(Reply::Value(value)) => context.answer(value, call.ip),
         How::Eintr => context.answer(-i64::from(libc::EINTR), call.ip),
@@ -264,11 +304,10 @@ fn put_right(calls: &mut Vec<Interrupted>, context: &mut Context) -> bool {
             // The descriptor is put there when the call comes.
             context.repeat(call.nr, call.ip);
             call.armed = true;
-            return true;
+            return Some(None);
         }
     }
-    calls.remove(at);
-    true
+    Some(calls.remove(at).left)
 }
 
 fn receives(nr: i64) -> bool {
@@ -313,15 +352,15 @@ mod tests {
     const ARGS: [u64; 6] = [3, 0x1000, 16, 0, 0, 0];
 
     fn call(how: How) -> Vec<Interrupted> {
-        vec![Interrupted { nr: 45, ip: 0x402, args: ARGS, how, passed: true, armed: false }]
+        vec![Interrupted { nr: 45, ip: 0x402, args: ARGS, how, passed: true, armed: false, held: None, left: None }]
     }
 
     fn again() -> Context {
-        Context { args: ARGS, ax: 45, ip: 0x400 }
+        Context { args: ARGS, ax: 45, ip: 0x400, mask: 0 }
     }
 
     fn told(value: i64) -> Context {
-        Context { args: ARGS, ax: value as u64, ip: 0x402 }
+        Context { args: ARGS, ax: value as u64, ip: 0x402, mask: 0 }
     }
 
     #[test]
@@ -340,7 +379,7 @@ mod tests {
         ];
         for (how, before, want, left) in cases {
             let (mut calls, mut context) = (call(how), before);
-            assert!(put_right(&mut calls, &mut context), "{how:?} {before:?}");
+            assert!(put_right(&mut calls, &mut context).is_some(), "{how:?} {before:?}");
             assert_eq!((context, calls.len()), (want, left), "{how:?} {before:?}");
             assert!(calls.iter().all(|c| c.armed), "{how:?}");
         }
@@ -355,8 +394,20 @@ mod tests {
             Context { ax: 3, ..told(0) },
         ] {
             let (mut calls, mut after) = (call(How::Eintr), context);
-            assert!(!put_right(&mut calls, &mut after));
+            assert!(put_right(&mut calls, &mut after).is_none());
             assert_eq!((after, calls.len()), (context, 1));
+        }
+    }
+
+    #[test]
+    fn a_thread_gets_its_own_mask_back_with_what_the_handler_has_changed() {
+        let held = Held { mask: 0x200, before: 0x2000, until: None };
+        for (mask, want) in [(0x200, 0x2000), (0x600, 0x2400), (0, 0x2000)] {
+            let mut calls = call(How::Eintr);
+            calls[0].held = Some(held);
+            let mut context = Context { mask, ..again() };
+            assert!(put_right(&mut calls, &mut context).is_some());
+            assert_eq!((context.mask, context.ax), (want, EINTR));
         }
     }
 

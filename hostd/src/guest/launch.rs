@@ -197,14 +197,30 @@ impl Children {
         }
         rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
         let mut ends = signal(SignalKind::child())?;
+        ignore_stops()?;
         table.reaping = true;
         tokio::spawn(async move {
             while ends.recv().await.is_some() {
-                while let Ok(Some(_)) = wait(WaitOptions::NOHANG) {}
+                // Not what other threads trace. This one starts the guards, and adopts.
+                while let Ok(Some(_)) = wait(WaitOptions::NOHANG | WaitOptions::from_bits_retain(libc::__WNOTHREAD as u32)) {}
             }
         });
         Ok(())
     }
+}
+
+/// Only the end of a child raises `SIGCHLD`, no stop of a thread that is traced.
+fn ignore_stops() -> io::Result<()> {
+    let mut action = MaybeUninit::<libc::sigaction>::uninit();
+    // SAFETY: the structure is written by the first call before it is read; its handler stays as it is.
+    let done = unsafe {
+        libc::sigaction(libc::SIGCHLD, core::ptr::null(), action.as_mut_ptr()) == 0 && {
+            let mut action = action.assume_init();
+            action.sa_flags |= libc::SA_NOCLDSTOP;
+            libc::sigaction(libc::SIGCHLD, &raw const action, core::ptr::null_mut()) == 0
+        }
+    };
+    if done { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Passes the filter's listener to the kernel thread; then the program is there, or says why not.

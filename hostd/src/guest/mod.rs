@@ -36,6 +36,7 @@ mod init;
 mod interrupt;
 pub mod launch;
 mod mapping;
+mod mask;
 mod memory;
 pub mod namespace;
 mod notify;
@@ -48,6 +49,7 @@ mod scope;
 mod shown;
 mod signal;
 mod stat;
+mod stop;
 mod table;
 mod task;
 mod token;
@@ -98,6 +100,8 @@ pub struct Guests {
     root: Option<TaskId>,
     placeholders: Placeholders,
     sets: epoll::Sets,
+    /// Threads that are being stopped.
+    stops: stop::Stops,
     /// Files whose descriptor a thread is closing: who, which.
     closing: Vec<(i32, i32)>,
     /// Placeholders of packet sockets that are being mapped.
@@ -130,6 +134,7 @@ impl Guests {
             root: None,
             placeholders: Placeholders::default(),
             sets: epoll::Sets::default(),
+            stops: stop::Stops::default(),
             closing: Vec::new(),
             mappings: Vec::new(),
             control: None,
@@ -191,6 +196,10 @@ impl Guests {
                 Token::Process(tgid) => self.on_process_end(shared, tgid),
                 Token::Epoll(set) => self.on_set_ready(shared, set),
                 Token::Poll(task) => self.on_poll_ready(shared, TaskId(task)),
+                Token::Stops => {
+                    self.stops.heard();
+                    self.on_stops(shared);
+                }
             }
         }
         if self.ready.is_empty() {

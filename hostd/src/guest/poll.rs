@@ -6,7 +6,9 @@
 use super::Guests;
 use super::calls::{Finish, Outcome};
 use super::decode::{millis, timespec, timeval, u32_at};
+use super::epoll::EpollFinish;
 use super::fds::Kind;
+use super::mask::{Mask, Stopping};
 use super::notify::{Listener, Notif};
 use super::reply::Reply;
 use super::table::Caller;
@@ -34,24 +36,30 @@ const NVAL: u16 = 0x0020;
 
 /// A descriptor of the call.
 #[derive(Debug, Clone, Copy)]
-struct Entry {
-    fd: i32,
+pub struct Entry {
+    pub(super) fd: i32,
     /// As the program wrote it.
-    asked: u16,
-    events: u16,
-    revents: u16,
+    pub(super) asked: u16,
+    pub(super) events: u16,
+    pub(super) revents: u16,
 }
 
-#[derive(Debug, Clone, Copy)]
-enum Form {
+/// What waits, and where what was found goes.
+#[derive(Debug, Clone)]
+pub enum Form {
     /// Address of the `pollfd`s.
     Poll(u64),
     /// Number of descriptors, addresses of the sets.
     Select(usize, [u64; 3]),
+    /// `epoll_pwait` with a mask: both halves of the set are entries.
+    Set(EpollFinish),
+    /// None that can wait: the error, or the machine's kernel's affair.
+    Not(Option<Errno>),
 }
 
+/// Where the rest of the time is told.
 #[derive(Debug, Clone, Copy)]
-enum Left {
+pub enum Left {
     /// The rest of the time is not told.
     No,
     /// `struct timeval`.
@@ -63,24 +71,39 @@ enum Left {
 /// A `poll` or `select` on its way.
 #[derive(Debug)]
 pub struct PollFinish {
-    form: Form,
-    entries: Vec<Entry>,
+    pub(super) form: Form,
+    pub(super) entries: Vec<Entry>,
     /// Entry and file of the model.
-    modelled: Vec<(usize, i32)>,
+    pub(super) modelled: Vec<(usize, i32)>,
     /// Entry and copy of a real descriptor.
-    real: Vec<(usize, OwnedFd)>,
-    until: Option<Instant>,
-    left: Left,
+    pub(super) real: Vec<(usize, OwnedFd)>,
+    pub(super) until: Option<Instant>,
+    pub(super) left: Left,
     /// Watched by hostd's epoll while the call waits.
-    watch: Option<OwnedFd>,
+    pub(super) watch: Option<OwnedFd>,
+    /// Signals that are blocked for the time of the call.
+    pub(super) mask: Mask,
+    /// The thread is being stopped.
+    pub(super) stopping: Stopping,
 }
 
 impl Guests {
     pub(super) fn sys_poll(&mut self, shared: &Shared, c: Caller, listener: &Rc<Listener>, n: &Notif) -> Result<Outcome, Errno> {
+        let p = self.read_poll(shared, c, n)?;
+        self.poll(shared, c, listener, n, p)
+    }
+
+    pub(super) fn sys_select(&mut self, shared: &Shared, c: Caller, listener: &Rc<Listener>, n: &Notif) -> Result<Outcome, Errno> {
+        let p = self.read_select(shared, c, n)?;
+        self.poll(shared, c, listener, n, p)
+    }
+
+    /// What a `poll` asks; `None` if it asks nothing of the model.
+    pub(super) fn read_poll(&mut self, shared: &Shared, c: Caller, n: &Notif) -> Result<Option<Box<PollFinish>>, Errno> {
         let a = &n.args;
         let count = a[1] as u32 as u64;
         if count > MOST {
-            return Ok(Outcome::Continue);
+            return Ok(None);
         }
         let mut buf = vec![0; count as usize * POLLFD];
         if !buf.is_empty() {
@@ -96,10 +119,11 @@ impl Guests {
         } else {
             (read_time(c, a[2], timespec)?, if a[2] == 0 { Left::No } else { Left::Timespec(a[2]) })
         };
-        self.poll(shared, c, listener, n, Form::Poll(a[0]), entries, timeout, left)
+        self.sort_entries(shared, c, n, Form::Poll(a[0]), entries, (timeout, left))
     }
 
-    pub(super) fn sys_select(&mut self, shared: &Shared, c: Caller, listener: &Rc<Listener>, n: &Notif) -> Result<Outcome, Errno> {
+    /// What a `select` asks; `None` if it asks nothing of the model.
+    pub(super) fn read_select(&mut self, shared: &Shared, c: Caller, n: &Notif) -> Result<Option<Box<PollFinish>>, Errno> {
         let a = &n.args;
         let count = usize::try_from(a[0] as i32).map_err(|_| Errno::EINVAL)?.min(MOST as usize);
         let at = [a[1], a[2], a[3]];
@@ -123,21 +147,19 @@ impl Guests {
             (true, at) => (read_time(c, at, timeval)?, Left::Timeval(at)),
             (false, at) => (read_time(c, at, timespec)?, Left::Timespec(at)),
         };
-        self.poll(shared, c, listener, n, Form::Select(count, at), entries, timeout, left)
+        self.sort_entries(shared, c, n, Form::Select(count, at), entries, (timeout, left))
     }
 
-    #[expect(clippy::too_many_arguments, reason = "a call, and what it asks")]
-    fn poll(
+    /// Tells the descriptors of both kinds apart.
+    fn sort_entries(
         &mut self,
         shared: &Shared,
         c: Caller,
-        listener: &Rc<Listener>,
         n: &Notif,
         form: Form,
         mut entries: Vec<Entry>,
-        timeout: Option<Duration>,
-        left: Left,
-    ) -> Result<Outcome, Errno> {
+        (timeout, left): (Option<Duration>, Left),
+    ) -> Result<Option<Box<PollFinish>>, Errno> {
         let mut modelled = Vec::new();
         let mut others = Vec::new();
         for (i, entry) in entries.iter_mut().enumerate().filter(|(_, e)| e.fd >= 0) {
@@ -153,7 +175,7 @@ impl Guests {
             }
         }
         if modelled.is_empty() {
-            return Ok(Outcome::Continue);
+            return Ok(None);
         }
         let mut real = Vec::new();
         for i in others {
@@ -163,22 +185,42 @@ impl Guests {
             }
         }
         let until = timeout.map(|t| shared.now() + t);
-        let mut p = Box::new(PollFinish { form, entries, modelled, real, until, left, watch: None });
+        let (mask, stopping) = (Mask::Own, Stopping::No);
+        Ok(Some(Box::new(PollFinish { form, entries, modelled, real, until, left, watch: None, mask, stopping })))
+    }
+
+    fn poll(
+        &mut self,
+        shared: &Shared,
+        c: Caller,
+        listener: &Rc<Listener>,
+        n: &Notif,
+        p: Option<Box<PollFinish>>,
+    ) -> Result<Outcome, Errno> {
+        let Some(mut p) = p else { return Ok(Outcome::Continue) };
         if !p.real.is_empty() || p.has_bad() {
             self.gather(shared, c, &mut p);
-            if p.ready() > 0 || timeout == Some(Duration::ZERO) {
-                self.polled(shared, c, listener, n, &p);
+            if p.ready() > 0 || p.is_over(shared.now()) {
+                self.polled(shared, c, listener, n, p);
                 return Ok(Outcome::Taken);
             }
-            self.watch_real(c, &mut p);
         }
-        let call = Call::Poll(p.list(), timeout);
-        self.start(shared, c, listener, n, call, Finish::Poll(p));
+        self.wait_for(shared, c, listener, n, p);
         Ok(Outcome::Taken)
     }
 
+    /// Waits for both kinds: nothing real was ready when it was looked at last.
+    pub(super) fn wait_for(&mut self, shared: &Shared, c: Caller, listener: &Rc<Listener>, n: &Notif, mut p: Box<PollFinish>) {
+        if !p.real.is_empty() {
+            self.watch_real(c, &mut p);
+        }
+        let left = p.until.map(|t| t.since(shared.now()));
+        let call = Call::Poll(p.list(), left);
+        self.start(shared, c, listener, n, call, Finish::Poll(p));
+    }
+
     /// Looks at everything, without waiting.
-    fn gather(&mut self, shared: &Shared, c: Caller, p: &mut PollFinish) {
+    pub(super) fn gather(&mut self, shared: &Shared, c: Caller, p: &mut PollFinish) {
         p.entries.iter_mut().for_each(|e| e.revents = 0);
         if let Some(Ret::Poll(list)) = shared.guest_syscall(c.task, Call::Poll(p.list(), Some(Duration::ZERO))) {
             p.note_model(&list);
@@ -204,7 +246,8 @@ impl Guests {
     pub(super) fn on_poll_ready(&mut self, shared: &Shared, id: TaskId) {
         let Some(tid) = self.by_task.get(&id.0).copied() else { return };
         let Some(task) = self.tasks.get_mut(&tid) else { return };
-        if !task.pending.as_ref().is_some_and(|p| matches!(p.finish, Finish::Poll(_)) && p.listener.is_valid(p.notif.id)) {
+        let waits = |f: &Finish| matches!(f, Finish::Poll(p) if p.stopping == Stopping::No);
+        if !task.pending.as_ref().is_some_and(|p| waits(&p.finish) && p.listener.is_valid(p.notif.id)) {
             return;
         }
         let caller = task.caller(tid);
@@ -214,13 +257,9 @@ impl Guests {
         let _ = shared.cancel_guest_call(id);
         self.gather(shared, caller, &mut p);
         if p.ready() > 0 {
-            return self.polled(shared, caller, &listener, &notif, &p);
+            return self.polled(shared, caller, &listener, &notif, p);
         }
-        p.watch = None;
-        self.watch_real(caller, &mut p);
-        let left = p.until.map(|t| t.since(shared.now()));
-        let call = Call::Poll(p.list(), left);
-        self.start(shared, caller, &listener, &notif, call, Finish::Poll(p));
+        self.wait_for(shared, caller, &listener, &notif, p);
     }
 
     pub(super) fn finish_poll(&mut self, shared: &Shared, c: Caller, listener: &Rc<Listener>, n: &Notif, mut p: Box<PollFinish>, ret: Ret) {
@@ -228,16 +267,18 @@ impl Guests {
             Ret::Poll(list) => {
                 p.note_model(&list);
                 p.look_at_real();
-                self.polled(shared, c, listener, n, &p);
+                self.polled(shared, c, listener, n, p);
             }
             other => self.send(shared, c, listener, n, Reply::Value(other.as_number())),
         }
     }
 
-    /// Writes what was found and answers.
-    fn polled(&mut self, shared: &Shared, c: Caller, listener: &Rc<Listener>, n: &Notif, p: &PollFinish) {
-        let value = p.write(c).and_then(|n| p.write_left(c, shared.now()).map(|()| n)).unwrap_or_else(|e| -i64::from(e.raw()));
-        self.send(shared, c, listener, n, Reply::Value(value));
+    /// Writes what was found and answers; not before the thread has its own mask again.
+    pub(super) fn polled(&mut self, shared: &Shared, c: Caller, listener: &Rc<Listener>, n: &Notif, p: Box<PollFinish>) {
+        if matches!(p.mask, Mask::Held(_)) {
+            return self.stop_to_leave(shared, c, listener, n, p);
+        }
+        self.send(shared, c, listener, n, Reply::Value(p.tell(c, shared.now())));
     }
 }
 
@@ -278,12 +319,25 @@ impl PollFinish {
         self.entries.iter().any(Entry::is_bad)
     }
 
-    fn ready(&self) -> usize {
+    pub(super) fn ready(&self) -> usize {
         self.entries.iter().filter(|e| e.revents != 0 || e.is_bad()).count()
+    }
+
+    /// True if its time is up.
+    pub(super) fn is_over(&self, now: Instant) -> bool {
+        self.until.is_some_and(|t| t <= now)
+    }
+
+    /// Writes what was found; what the call answers.
+    pub(super) fn tell(&self, c: Caller, now: Instant) -> i64 {
+        let Ok(n) = self.write(c) else { return -i64::from(libc::EFAULT) };
+        self.left.tell(c, self.until.map_or(Duration::ZERO, |t| t.since(now)));
+        n
     }
 
     fn write(&self, c: Caller) -> Result<i64, Errno> {
         match self.form {
+            Form::Set(_) | Form::Not(_) => Ok(0),
             Form::Poll(at) => {
                 let mut buf = Vec::with_capacity(self.entries.len() * POLLFD);
                 for e in &self.entries {
@@ -312,20 +366,20 @@ impl PollFinish {
         }
         Ok(found)
     }
+}
 
+impl Left {
     /// The rest of the time, where the call tells it. A program may have passed read-only memory: that is fine.
-    fn write_left(&self, c: Caller, now: Instant) -> Result<(), Errno> {
-        let left = self.until.map_or(Duration::ZERO, |t| t.since(now));
-        let (at, fraction) = match self.left {
-            Left::No => return Ok(()),
-            Left::Timeval(at) => (at, left.subsec_micros()),
-            Left::Timespec(at) => (at, left.subsec_nanos()),
+    pub(super) fn tell(self, c: Caller, rest: Duration) {
+        let (at, fraction) = match self {
+            Self::No => return,
+            Self::Timeval(at) => (at, rest.subsec_micros()),
+            Self::Timespec(at) => (at, rest.subsec_nanos()),
         };
         let mut b = [0; 16];
-        b[..8].copy_from_slice(&left.as_secs().to_ne_bytes());
+        b[..8].copy_from_slice(&rest.as_secs().to_ne_bytes());
         b[8..].copy_from_slice(&u64::from(fraction).to_ne_bytes());
         let _ = c.mem.write(at, &b);
-        Ok(())
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::fds::FdCache;
 use super::interrupt::Interrupted;
+use super::mask::Held;
 use super::memory::Mem;
 use super::notify::Listener;
 use super::{Map, Pending};
@@ -33,6 +34,8 @@ pub struct Task {
     pub(super) pending: Option<Pending>,
     /// Calls that signals interrupted, the last one last.
     pub(super) interrupted: Vec<Interrupted>,
+    /// The signal mask of the call that it makes again.
+    pub(super) held: Option<Held>,
 }
 
 impl Task {

@@ -40,7 +40,7 @@ impl Guests {
         debug!(tid, tgid, task = id.0, "a thread's first call");
         self.memory.add(id, Mem::of(tid));
         self.by_task.insert(id.0, tid);
-        self.tasks.insert(tid, Task { id, tgid, pending: None, interrupted: Vec::new() });
+        self.tasks.insert(tid, Task { id, tgid, pending: None, interrupted: Vec::new(), held: None });
         if let Some(proc) = self.procs.get_mut(&tgid) {
             proc.threads.push(tid);
         }
@@ -104,6 +104,10 @@ impl Guests {
 
     /// Ends the call in which a thread was: it makes another one, or nobody waits any more.
     pub(super) fn cancel(&mut self, shared: &Shared, tid: i32) {
+        if self.stops.any() {
+            // It may make the call again because it was stopped.
+            self.on_stops(shared);
+        }
         let Some(task) = self.tasks.get_mut(&tid) else { return };
         let Some(pending) = task.pending.take() else { return };
         let (id, caller) = (task.id, task.caller(tid));

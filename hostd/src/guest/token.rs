@@ -15,6 +15,8 @@ pub enum Token {
     Epoll(u32),
     /// Real descriptors of a `poll` are ready, by the task that waits.
     Poll(u32),
+    /// Threads that were to be stopped stand.
+    Stops,
 }
 
 /// Smaller values are the event loop's own; so is the largest.
@@ -28,6 +30,7 @@ pub fn data(token: Token) -> EventData {
         Token::Process(n) => (3, n as u32),
         Token::Epoll(n) => (4, n),
         Token::Poll(n) => (5, n),
+        Token::Stops => (6, 0),
     };
     EventData::new_u64((kind * BASE) | u64::from(value))
 }
@@ -41,6 +44,7 @@ pub fn parse(data: u64) -> Option<Token> {
         3 => Token::Process(value as i32),
         4 => Token::Epoll(value),
         5 => Token::Poll(value),
+        6 => Token::Stops,
         _ => return None,
     })
 }
