@@ -164,7 +164,7 @@ impl Guests {
             }
             Err(errno) => {
                 self.drop_set(shared, number);
-                Ok(Outcome::Done(-i64::from(errno.raw_os_error())))
+                Ok(self.not_injected(shared, c, n, errno))
             }
         }
     }

@@ -59,7 +59,7 @@ impl Guests {
                 }
                 Ok(Outcome::Taken)
             }
-            Err(errno) => Ok(Outcome::Done(-i64::from(errno.raw_os_error()))),
+            Err(errno) => Ok(self.not_injected(shared, c, n, errno)),
         }
     }
 

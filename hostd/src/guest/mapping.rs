@@ -78,6 +78,10 @@ impl Guests {
         while let Some(at) = self.mappings.iter().position(mine) {
             let m = self.mappings.swap_remove(at);
             if let Err(error) = listener.replace(n.id, m.end.as_fd(), m.fd, m.cloexec) {
+                if !listener.is_valid(n.id) {
+                    // A signal has interrupted this call: the next one does it.
+                    return self.mappings.push(m);
+                }
                 debug!(fd = m.fd, %error, "the placeholder of a mapped socket does not return");
             }
         }

@@ -1,6 +1,7 @@
 //! Answers: to the program, or kept if a signal has interrupted its call ([`super::interrupt`]).
 
 use super::Guests;
+use super::calls::Outcome;
 use super::fds::Kind;
 use super::notify::{Listener, Notif};
 use super::table::Caller;
@@ -66,6 +67,15 @@ impl Guests {
                 self.answer(shared, caller, listener, notif, -i64::from(errno.raw_os_error()));
             }
         }
+    }
+
+    /// A call that was to give the program a descriptor has failed, or was interrupted and comes again.
+    pub(super) fn not_injected(&mut self, shared: &Shared, caller: Caller, notif: &Notif, errno: OsErrno) -> Outcome {
+        if matches!(errno, OsErrno::NOENT | OsErrno::INPROGRESS) {
+            self.keep_unmade(shared, caller, notif);
+            return Outcome::Taken;
+        }
+        Outcome::Done(-i64::from(errno.raw_os_error()))
     }
 
     /// There is no number for a file: a connection stays in its queue, anything else goes.
