@@ -77,8 +77,8 @@ impl Guests {
     /// A call that names a mask.
     pub(super) fn sys_masked(&mut self, shared: &Shared, c: Caller, listener: &Rc<Listener>, n: &Notif) -> Result<Outcome, Errno> {
         let held = self.tasks.get_mut(&c.tid).and_then(|t| t.held.take());
-        // A handler may have been left by a jump.
-        let held = held.filter(|h| Signals::of(c.tid).is_some_and(|s| s.blocked == h.mask));
+        // A handler may have been left by a jump; or one has begun since the call came again.
+        let held = held.filter(|h| Signals::of(c.tid).is_some_and(|s| s.blocked == h.mask) || !listener.is_valid(n.id));
         let asked = match read_mask(c, n) {
             Ok(None) if held.is_none() => return self.sys_unmasked(shared, c, listener, n),
             Ok(mask) => self.read_wait(shared, c, n).map(|p| p.zip(mask)),
