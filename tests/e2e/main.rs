@@ -14,6 +14,7 @@ mod guest_kill;
 mod guest_profile;
 mod guest_servers;
 mod guest_signals;
+mod guest_splice;
 mod guest_tools;
 mod iproute;
 mod lifecycle;

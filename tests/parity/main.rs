@@ -56,6 +56,7 @@ families! {
     names_and_ports_behave_alike: "ports", 34;
     sockets_as_files_behave_alike: "files", 10;
     masks_of_waits_hold_back_and_let_through_alike: "mask", 19;
+    splice_moves_alike: "splice", 47;
 }
 
 #[test]

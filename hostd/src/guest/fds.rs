@@ -138,9 +138,14 @@ pub fn look(tid: i32, fd: i32) -> Link {
 
 /// True if `exec` closes a thread's descriptor; `None` if there is none.
 pub fn descriptor_closes_on_exec(tid: i32, fd: i32) -> Option<bool> {
+    status_flags(tid, fd).map(|f| f & libc::O_CLOEXEC != 0)
+}
+
+/// Status flags of a thread's descriptor, `O_CLOEXEC` among them; `None` if there is none.
+pub fn status_flags(tid: i32, fd: i32) -> Option<i32> {
     let info = std::fs::read_to_string(format!("/proc/{tid}/fdinfo/{fd}")).ok()?;
     let flags = info.lines().find_map(|l| l.strip_prefix("flags:"))?;
-    i32::from_str_radix(flags.trim(), 8).ok().map(|f| f & libc::O_CLOEXEC != 0)
+    i32::from_str_radix(flags.trim(), 8).ok()
 }
 
 /// True if a socket of a thread cannot leave the machine: `AF_UNIX`. Its name says of what kind it is.

@@ -162,6 +162,7 @@ impl Guests {
     /// A blocked call for which nobody waits any more has ended.
     pub(super) fn interrupted(&mut self, shared: &Shared, c: Caller, pending: super::Pending, ret: Option<Ret>) {
         let super::Pending { notif, listener, finish } = pending;
+        self.memory.set_bounce(c.task, None);
         match (ret, &finish) {
             (_, Finish::Poll(p)) if matches!(p.mask, Mask::Wanted(_)) => self.keep_unmade(shared, c, &notif),
             (ret, Finish::Poll(p)) if matches!(p.mask, Mask::Held(_)) || matches!(ret, None | Some(Ret::Err(Errno::EINTR))) => {
@@ -170,11 +171,16 @@ impl Guests {
                 self.remember(shared, c, &notif, How::Eintr, held, Some((p.left, rest)));
             }
             // Pieces before this one were moved.
-            (Some(ret), Finish::Transfer(_)) => self.finish(shared, c, &listener, &notif, finish, ret),
+            (Some(ret), Finish::Transfer(t)) if t.has_moved() => self.finish(shared, c, &listener, &notif, finish, ret),
+            (Some(ret), Finish::Splice(s)) if s.has_moved() => self.finish(shared, c, &listener, &notif, finish, ret),
             // Linux lingers no longer, and closes.
             (_, Finish::Closed) => self.keep_unmade(shared, c, &notif),
             (None | Some(Ret::Err(Errno::EINTR)), _) => {
-                if self.ends_with_eintr(shared, c, &notif) {
+                let ends = match &finish {
+                    Finish::Splice(s) => self.splice_ends_with_eintr(shared, s),
+                    _ => self.ends_with_eintr(shared, c, &notif),
+                };
+                if ends {
                     self.remember(shared, c, &notif, How::Eintr, None, None);
                 }
             }
@@ -210,6 +216,11 @@ impl Guests {
             _ => return false,
         };
         let Kind::Modelled(handle) = self.kind(c, n.args[0] as i32) else { return false };
+        self.has_time_limit(shared, handle, name)
+    }
+
+    /// True if `SO_RCVTIMEO` or `SO_SNDTIMEO` is set.
+    pub(super) fn has_time_limit(&self, shared: &Shared, handle: i32, name: i32) -> bool {
         let Some(root) = self.root else { return false };
         let limit = shared.guest_syscall(root, Call::GetSockOptRaw(handle, libc::SOL_SOCKET, name, vec![0; 16]));
         matches!(limit, Some(Ret::OptRaw(value, _)) if value.iter().any(|&b| b != 0))

@@ -106,6 +106,8 @@ pub struct Guests {
     closing: Vec<(i32, i32)>,
     /// Placeholders of packet sockets that are being mapped.
     mappings: Vec<mapping::Mapping>,
+    /// What `splice` passes octets through.
+    stage: calls::Stage,
     /// A socket of hostd's own, for questions about interfaces on real sockets.
     control: Option<i32>,
     /// Paths of the node's own files that were opened.
@@ -137,6 +139,7 @@ impl Guests {
             stops: stop::Stops::default(),
             closing: Vec::new(),
             mappings: Vec::new(),
+            stage: calls::Stage::default(),
             control: None,
             files: Vec::new(),
             shown: shown::Shown::default(),
@@ -200,6 +203,7 @@ impl Guests {
                     self.stops.heard();
                     self.on_stops(shared);
                 }
+                Token::Pipe(task) => self.on_pipe_ready(shared, TaskId(task)),
             }
         }
         if self.ready.is_empty() {

@@ -4,6 +4,7 @@
 //! interrupted, and its call would come again.
 
 use super::Guests;
+use super::table::Caller;
 use crate::host::Shared;
 use ringlab_kernel::syscall::signal::{Owner, Signal, SignalTo};
 
@@ -13,6 +14,11 @@ impl Guests {
         while let Some(signal) = shared.next_guest_signal() {
             self.raise(signal);
         }
+    }
+
+    /// `SIGPIPE` for a thread that writes to a pipe of the machine which nobody reads.
+    pub(super) fn raise_sigpipe(&self, c: Caller) {
+        tgkill(c.tgid, c.tid, libc::SIGPIPE);
     }
 
     fn raise(&self, signal: Signal) {

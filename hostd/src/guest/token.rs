@@ -17,6 +17,8 @@ pub enum Token {
     Poll(u32),
     /// Threads that were to be stopped stand.
     Stops,
+    /// The pipe of a `splice` is ready, by the task that waits.
+    Pipe(u32),
 }
 
 /// Smaller values are the event loop's own; so is the largest.
@@ -31,6 +33,7 @@ pub fn data(token: Token) -> EventData {
         Token::Epoll(n) => (4, n),
         Token::Poll(n) => (5, n),
         Token::Stops => (6, 0),
+        Token::Pipe(n) => (7, n),
     };
     EventData::new_u64((kind * BASE) | u64::from(value))
 }
@@ -45,6 +48,7 @@ pub fn parse(data: u64) -> Option<Token> {
         4 => Token::Epoll(value),
         5 => Token::Poll(value),
         6 => Token::Stops,
+        7 => Token::Pipe(value),
         _ => return None,
     })
 }

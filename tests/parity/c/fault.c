@@ -1,6 +1,5 @@
 /* Wild pointers: EFAULT where Linux says so, and nothing lost where it does not take anything. */
 #include "parity.h"
-#include <sys/mman.h>
 
 enum { PAGE = 4096 };
 static char *hole;      /* a page, then one that cannot be touched */

@@ -26,7 +26,9 @@
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/prctl.h>
+#include <sys/mman.h>
 #include <sys/select.h>
+#include <sys/sendfile.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/timerfd.h>
@@ -47,7 +49,7 @@ struct family {
     const struct test_case *cases;
 };
 extern const struct family conn_family, states_family, errno_family, fault_family, ready_family, epoll_family, mixed_family, udp_family,
-    opts_family, flags_family, proc_family, ports_family, files_family, mask_family;
+    opts_family, flags_family, proc_family, ports_family, files_family, mask_family, splice_family;
 
 /* A connection from `c` on a to `s` on b, or both on a over loopback. */
 #define LINK "b server l\na tcp c\na connect c B:P0\nb accept l s\n"
@@ -114,6 +116,7 @@ bool socket_op(const struct words *w);
 bool data_op(const struct words *w);    /* data.c */
 bool ready_op(const struct words *w);   /* readyops.c */
 bool option_op(const struct words *w);  /* optops.c */
+bool splice_op(const struct words *w);  /* splice.c */
 bool is(const struct words *w, const char *op);
 const char *word(const struct words *w, int i, const char *otherwise);
 long number(const struct words *w, int i, long otherwise);

@@ -94,7 +94,8 @@ static void op_timer(const struct words *w)
 static void op_two(const struct words *w)
 {
     int two[2] = {-1, -1};
-    int r = is(w, "pipe") ? pipe2(two, O_NONBLOCK) : socketpair(AF_UNIX, is(w, "pair") ? SOCK_STREAM : SOCK_DGRAM, 0, two);
+    int flags = is(w, "pipe") ? O_NONBLOCK : is(w, "ppipe") ? O_DIRECT : 0;
+    int r = strstr(w->w[0], "pipe") ? pipe2(two, flags) : socketpair(AF_UNIX, is(w, "pair") ? SOCK_STREAM : SOCK_DGRAM, 0, two);
     slots[(int)w->w[1][0]] = two[0];
     slots[(int)w->w[2][0]] = two[1];
     out_ret(r);
@@ -157,7 +158,7 @@ bool ready_op(const struct words *w)
         op_timer(w);
     else if (is(w, "evwrite") || is(w, "evread"))
         op_counter(w);
-    else if (is(w, "pipe") || is(w, "pair") || is(w, "dpair"))
+    else if (is(w, "pipe") || is(w, "bpipe") || is(w, "ppipe") || is(w, "pair") || is(w, "dpair"))
         op_two(w);
     else if (is(w, "await"))
         op_await(w);

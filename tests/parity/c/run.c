@@ -9,7 +9,7 @@ enum { CONTROL_PORT = 4999, FIRST_PORT = 5000, PORTS_A_CASE = 10, CASE_SECONDS =
 
 static const struct family *const families[] = {&conn_family,  &states_family, &errno_family, &fault_family, &ready_family, &epoll_family,
                                                 &mixed_family, &udp_family,    &opts_family,  &flags_family, &proc_family,  &ports_family,
-                                                &files_family, &mask_family};
+                                                &files_family, &mask_family, &splice_family};
 enum { FAMILIES = sizeof families / sizeof *families };
 
 static int control = -1;
@@ -74,7 +74,7 @@ bool do_op(const char *line)
     if (w.n == 0)
         return false;
     out("%s", line);
-    if (socket_op(&w) || data_op(&w) || ready_op(&w) || option_op(&w) || bg_op(&w))
+    if (socket_op(&w) || data_op(&w) || ready_op(&w) || option_op(&w) || splice_op(&w) || bg_op(&w))
         return true;
     fprintf(stderr, "parity: no operation: %s\n", line);
     abort();

@@ -25,6 +25,7 @@ impl Guests {
             Finish::Epoll(f) => return self.finish_epoll(shared, c, listener, n, f, ret),
             Finish::Poll(f) => return self.finish_poll(shared, c, listener, n, f, ret),
             Finish::Transfer(t) => return self.next_piece(shared, c, listener, n, t, ret),
+            Finish::Splice(s) => return self.finish_splice(shared, c, listener, n, s, &ret),
             Finish::Closed => return self.let_go(shared, c, listener, n),
             Finish::Value => number(ret).map(Reply::Value),
             Finish::Socket { cloexec } => number(ret).map(|handle| Reply::Inject { handle: handle as i32, cloexec }),

@@ -9,6 +9,8 @@ mod fdops;
 mod finish;
 mod io;
 mod sock;
+mod splice;
+mod stage;
 mod transfer;
 
 use super::Guests;
@@ -23,6 +25,8 @@ use ringlab_kernel::errno::Errno;
 use ringlab_kernel::syscall::Call;
 use std::rc::Rc;
 
+pub use splice::Splice;
+pub use stage::Stage;
 pub use transfer::Transfer;
 
 /// Who executes a call.
@@ -106,8 +110,10 @@ pub enum Finish {
     Epoll(EpollFinish),
     /// `poll`, `select`.
     Poll(Box<PollFinish>),
-    /// `sendfile`, `splice`.
+    /// `sendfile`.
     Transfer(Box<Transfer>),
+    /// `splice`.
+    Splice(Box<Splice>),
 }
 
 type Result<T> = core::result::Result<T, Errno>;

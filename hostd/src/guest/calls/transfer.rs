@@ -36,6 +36,13 @@ pub struct Transfer {
     buf: Rc<RefCell<Vec<u8>>>,
 }
 
+impl Transfer {
+    /// True if octets have been moved: an interrupted call returns how many.
+    pub fn has_moved(&self) -> bool {
+        self.done > 0
+    }
+}
+
 impl Guests {
     pub(super) fn sys_sendfile(&mut self, shared: &Shared, c: Caller, listener: &Rc<Listener>, n: &Notif) -> Result<Outcome> {
         let a = &n.args;
@@ -44,7 +51,10 @@ impl Guests {
             return Err(Errno::EACCES);
         }
         let Kind::Modelled(handle) = out else {
-            return if matches!(from, Kind::Modelled(_)) { Err(Errno::EINVAL) } else { Ok(Outcome::Continue) };
+            return match from {
+                Kind::Modelled(socket) => self.sendfile_from(shared, c, listener, n, socket),
+                _ => Ok(Outcome::Continue),
+            };
         };
         match from {
             Kind::None => return Err(Errno::EBADF),
@@ -63,16 +73,6 @@ impl Guests {
         let t = Transfer { handle, file, at, left: a[3].min(msg::MAX_RW), done: 0, piece: 0, offset: a[2], buf };
         self.piece(shared, c, listener, n, Box::new(t));
         Ok(Outcome::Taken)
-    }
-
-    /// `splice`: between pipes and files the machine's kernel does it.
-    pub(super) fn sys_splice(&mut self, _: &Shared, c: Caller, _: &Rc<Listener>, n: &Notif) -> Result<Outcome> {
-        let modelled = |k| matches!(k, Kind::Modelled(_) | Kind::Foreign);
-        if modelled(self.kind(c, n.args[0] as i32)) || modelled(self.kind(c, n.args[2] as i32)) {
-            self.unimplemented(n.nr, 0, format_args!("splice on a socket"));
-            return Err(Errno::EINVAL);
-        }
-        Ok(Outcome::Continue)
     }
 
     /// Reads a piece and sends it; none left: answers.
