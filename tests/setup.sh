@@ -9,8 +9,8 @@
 #   python3       a real client with a thousand sockets, a real HTTP server
 #   wget nginx-light redis-server redis-tools netcat-openbsd socat
 #                 programs that run unmodified on emulated hosts
-#   tcpdump ethtool traceroute mtr-tiny iputils-arping bind9-dnsutils dnsmasq-base
-#                 look at their networks: captures, NICs, ways, names
+#   tcpdump ethtool traceroute mtr-tiny iputils-arping bind9-dnsutils dnsmasq-base lsof psmisc
+#                 look at their networks: captures, NICs, ways, names, who has a socket
 #   dropbear-bin wrk caddy hey busybox-static netcat-traditional
 #                 shells, load (of the benchmarks, too), programs in Go, programs without shared libraries
 #   gcc libc6-dev musl-tools procps
@@ -24,10 +24,11 @@ declare -A package=([ip]=iproute2 [ping]=iputils-ping [curl]=curl [iperf3]=iperf
     [wget]=wget [nginx]=nginx-light [redis-server]=redis-server [redis-cli]=redis-tools [nc]=netcat-openbsd [socat]=socat
     [tcpdump]=tcpdump [wrk]=wrk [cc]=gcc [sysctl]=procps [ethtool]=ethtool [traceroute]=traceroute [mtr]=mtr-tiny
     [arping]=iputils-arping [dig]=bind9-dnsutils [dnsmasq]=dnsmasq-base [dropbear]=dropbear-bin [caddy]=caddy [hey]=hey
-    [busybox]=busybox-static [nc.traditional]=netcat-traditional [nc.openbsd]=netcat-openbsd [musl-gcc]=musl-tools)
+    [busybox]=busybox-static [nc.traditional]=netcat-traditional [nc.openbsd]=netcat-openbsd [musl-gcc]=musl-tools
+    [lsof]=lsof [fuser]=psmisc)
 wanted=(ip ping curl)
 [ "${1:-}" = demo ] || wanted+=(iperf3 python3 wget nginx redis-server redis-cli nc socat tcpdump wrk cc sysctl ethtool
-    traceroute mtr arping dig dnsmasq dropbear caddy hey busybox nc.traditional nc.openbsd musl-gcc)
+    traceroute mtr arping dig dnsmasq dropbear caddy hey busybox nc.traditional nc.openbsd musl-gcc lsof fuser)
 
 missing=()
 for program in "${wanted[@]}"; do

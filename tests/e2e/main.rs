@@ -10,6 +10,7 @@ mod guest;
 mod guest_calls;
 mod guest_files;
 mod guest_identity;
+mod guest_inodes;
 mod guest_kill;
 mod guest_profile;
 mod guest_servers;

@@ -66,6 +66,12 @@ fn listener_and_connection_show_state_queues_and_info() {
     assert_eq!((&all[1].body[8..12], &all[1].body[24..28]), (&[10, 0, 0, 2][..], &[10, 0, 0, 1][..]));
     let inode = u32::from_ne_bytes(all[1].body[68..72].try_into().expect("four octets"));
     assert_eq!(inode, lab.hosts[B].kernel.sock_of(server.task, 1).expect("the connection").0);
+    lab.hosts[B].kernel.set_inode(server.task, 1, 4711);
+    let inodes =
+        |all: &[Msg]| -> Vec<u32> { all.iter().map(|m| u32::from_ne_bytes(m.body[68..72].try_into().expect("four octets"))).collect() };
+    assert_eq!(inodes(&nl.dump(&mut lab, BY_FAMILY, &req(2, 6, 0, ALL), &[]))[1], 4711);
+    let table = lab.hosts[B].kernel.procfs_read("/proc/net/tcp").expect("the table");
+    assert!(table.lines().nth(2).is_some_and(|l| l.split_whitespace().nth(9) == Some("4711")), "{table}");
     let info = all[1].attr(MSG, 2).expect("tcp_info");
     assert_eq!((info.len(), info[0]), (248, 1));
     assert_eq!(all[1].text(MSG, 4), Some("cubic".into()));

@@ -63,11 +63,12 @@ impl Guests {
         let memory = ring.fd().filter(|_| len == ring.len() as u64 && offset == 0).ok_or(Errno::EINVAL)?;
         let cloexec = descriptor_closes_on_exec(c.tid, fd).ok_or(Errno::EBADF)?;
         // One more: the first one's end may go with the descriptor that is replaced.
-        let end = self.placeholders.make(handle, &self.epoll).map_err(|_| Errno::ENFILE)?;
+        let (end, inode) = self.placeholders.make(handle, &self.epoll).map_err(|_| Errno::ENFILE)?;
         if listener.replace(n.id, memory, fd, cloexec).is_err() {
             // Interrupted meanwhile: it comes again.
             return Ok(Outcome::Continue);
         }
+        shared.kernel().set_inode(c.task, handle, inode as u32);
         self.mappings.push(Mapping { tid: c.tid, tgid: c.tgid, fd, cloexec, end });
         Ok(Outcome::Continue)
     }

@@ -33,11 +33,11 @@ struct Ends {
 }
 
 impl Placeholders {
-    /// Makes a placeholder of a file, beside those that it has; the end that is the program's.
+    /// Makes a placeholder of a file, beside those that it has; the end that is the program's, and its inode's number.
     ///
     /// # Errors
     /// `EMFILE`, `ENFILE`, `ENOMEM`.
-    pub fn make(&mut self, handle: i32, epoll: &OwnedFd) -> Result<OwnedFd, Errno> {
+    pub fn make(&mut self, handle: i32, epoll: &OwnedFd) -> Result<(OwnedFd, u64), Errno> {
         let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
         let inode = rustix::fs::fstat(&theirs)?.st_ino;
         // HUP is reported unasked.
@@ -48,7 +48,7 @@ impl Placeholders {
             Entry::Occupied(mut ends) => ends.get_mut().more.push(end),
             Entry::Vacant(none) => drop(none.insert(Ends { first: end, more: Vec::new() })),
         }
-        Ok(theirs)
+        Ok((theirs, inode))
     }
 
     /// The file whose placeholder has this inode.
@@ -100,10 +100,9 @@ mod tests {
     #[test]
     fn a_file_is_gone_with_the_last_of_its_placeholders() {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).expect("epoll");
-        let inode = |fd: &OwnedFd| rustix::fs::fstat(fd).expect("stat").st_ino;
         let mut all = Placeholders::default();
-        let [one, two, three] = [(); 3].map(|()| all.make(7, &epoll).expect("made"));
-        let (first, second) = (inode(&one), inode(&two));
+        let [(one, first), (two, second), three] = [(); 3].map(|()| all.make(7, &epoll).expect("made"));
+        assert_eq!(rustix::fs::fstat(&one).expect("stat").st_ino, first);
         assert_eq!((all.find(first), all.find(second), all.is_gone(7)), (Some(7), Some(7), false));
         drop((one, three));
         assert!(!all.is_gone(7));

@@ -48,12 +48,13 @@ impl Guests {
     }
 
     fn inject(&mut self, shared: &Shared, caller: Caller, listener: &Rc<Listener>, notif: &Notif, handle: i32, cloexec: bool) {
-        let Ok(end) = self.placeholders.make(handle, &self.epoll) else {
+        let Ok((end, inode)) = self.placeholders.make(handle, &self.epoll) else {
             self.close_handle(shared, handle);
             return self.answer(shared, caller, listener, notif, -i64::from(libc::ENFILE));
         };
         match listener.inject(notif.id, end.as_fd(), cloexec) {
             Ok(fd) => {
+                shared.kernel().set_inode(caller.task, handle, inode as u32);
                 if let Some(proc) = self.procs.get_mut(&caller.tgid) {
                     proc.cache.installed(fd, Kind::Modelled(handle));
                 }

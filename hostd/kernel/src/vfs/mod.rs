@@ -37,7 +37,7 @@ pub use info::SocketInfo;
 use crate::Kernel;
 use crate::cpu::sched::TaskId;
 use crate::errno::Errno;
-use crate::sock::SockId;
+use crate::sock::{Sock, SockId};
 use crate::syscall::Fd;
 use crate::wait::queue::PollEvents;
 use alloc::collections::BTreeMap;
@@ -78,6 +78,8 @@ pub(crate) struct File {
     pub(crate) watchers: Vec<(u32, u32)>,
     /// Who gets its signals.
     pub(crate) fown: fown::Fown,
+    /// Number of its inode; 0: the socket's own number.
+    inode: u32,
 }
 
 /// Descriptor tables and open files of all tasks.
@@ -94,7 +96,7 @@ pub struct Vfs {
 impl Vfs {
     /// An open file with one reference.
     pub(crate) fn open(&mut self, kind: FileKind, flags: i32) -> FileId {
-        let file = File { kind, refs: 1, flags: O_RDWR | flags & O_NONBLOCK, watchers: Vec::new(), fown: fown::Fown::default() };
+        let file = File { kind, refs: 1, flags: O_RDWR | flags & O_NONBLOCK, watchers: Vec::new(), fown: fown::Fown::default(), inode: 0 };
         let index = self.free.pop().unwrap_or_else(|| {
             self.files.push(None);
             self.files.len() as u32 - 1
@@ -276,6 +278,24 @@ impl Kernel {
     /// `F_GETFL`.
     pub(crate) fn sys_getfl(&self, task: TaskId, fd: Fd) -> Result<i32, Errno> {
         Ok(self.vfs.file(self.fget(task, fd)?).flags)
+    }
+
+    /// Gives an open file the inode number that programs find elsewhere: where a descriptor is the machine's, `fstat`
+    /// and `/proc/PID/fd` show the machine's.
+    pub fn set_inode(&mut self, task: TaskId, fd: Fd, inode: u32) {
+        if let Ok(file) = self.fget(task, fd) {
+            self.vfs.file_mut(file).inode = inode;
+        }
+    }
+
+    /// The number that a program finds with `fstat` and in `/proc/PID/fd`; 0 when no descriptor is left.
+    pub(crate) fn sock_inode(&self, sk: &Sock) -> u32 {
+        let file = sk.file.and_then(|file| self.vfs.files.get(file.0 as usize)?.as_ref());
+        match file.filter(|file| file.kind == FileKind::Socket(sk.id)) {
+            Some(file) if file.inode != 0 => file.inode,
+            Some(_) => sk.id.0,
+            None => 0,
+        }
     }
 
     /// Readiness of a file (Linux `vfs_poll`), without registering anywhere.

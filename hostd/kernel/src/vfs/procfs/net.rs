@@ -242,7 +242,7 @@ impl Kernel {
             let (groups, dump) = (nl.groups() as u32, u8::from(nl.dumping()));
             let row =
                 format!("{:016x} {:<3} {:<10} {groups:08x} {:<8} {:<8} {dump:<5}", sk.id.0, nl.protocol(), nl.portid(), sk.rmem_alloc, 0);
-            let _ = writeln!(out, "{row} {:<8} {:<8} {:<8}", 2, nl.drops(), sk.inode());
+            let _ = writeln!(out, "{row} {:<8} {:<8} {:<8}", 2, nl.drops(), self.sock_inode(sk));
         }
         out
     }

@@ -27,11 +27,6 @@ pub(super) fn udp_header() -> String {
 }
 
 impl Sock {
-    /// The number that a program finds with `fstat` and in `/proc/PID/fd`; 0 when no descriptor is left.
-    pub fn inode(&self) -> u32 {
-        if self.dead || matches!(&self.proto, Proto::Tcp(tp) if tp.parent.is_some()) { 0 } else { self.id.0 }
-    }
-
     /// Addresses and ports as these files print them.
     fn ends(&self, port: u16) -> String {
         format!("{:08X}:{port:04X} {:08X}:{:04X}", raw(self.rcv_saddr), raw(self.daddr), self.dport)
@@ -50,7 +45,7 @@ impl Kernel {
             let _ = writeln!(
                 out,
                 "0000000000000000 3      {kind:<4} {protocol:04x}   {dev:<5} {running} {rmem:<6} 0      {inode:<6}",
-                inode = sk.inode()
+                inode = self.sock_inode(sk)
             );
         }
         out
@@ -94,6 +89,7 @@ impl Kernel {
             Some(l) => (0, l.accept_queue.len() as u32),
             None => (tp.write_seq - tp.snd_una, tp.rcv_nxt - tp.copied_seq),
         };
+        let inode = self.sock_inode(sk);
         let quick = u32::from(tp.ack.quick) << 1 | u32::from(tp.ack.pingpong);
         let threshold = match &tp.listen {
             Some(_) => 0,
@@ -107,8 +103,8 @@ impl Kernel {
             tp.retransmits,
             0,
             tp.probes_out,
-            sk.inode(),
-            if sk.inode() == 0 { 1 } else { 2 },
+            inode,
+            if inode == 0 { 1 } else { 2 },
             sk.id.0,
             tp.rto.as_millis() as u64 * USER_HZ / 1000,
             tp.ack.ato.as_millis() as u64 * USER_HZ / 1000,
@@ -171,7 +167,7 @@ impl Kernel {
     pub(super) fn proc_udp(&self) -> String {
         let mut out = udp_header();
         for sk in self.socks.iter().filter(|sk| matches!(sk.proto, Proto::Udp(_)) && sk.sport != 0 && sk.family == crate::sock::AF_INET) {
-            let row = format!("{:5}: {}", sk.sport % UDP_BUCKETS, dgram_row(sk, sk.sport));
+            let row = format!("{:5}: {}", sk.sport % UDP_BUCKETS, self.dgram_row(sk, sk.sport));
             let _ = writeln!(out, "{row:<127}");
         }
         out
@@ -181,7 +177,7 @@ impl Kernel {
         let heading = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode ref pointer drops";
         let mut out = format!("{heading:<127}\n");
         for sk in self.socks.iter().filter(|sk| matches!(sk.proto, Proto::Ping) && sk.sport != 0) {
-            let row = format!("{:5}: {}", sk.sport, dgram_row(sk, sk.sport));
+            let row = format!("{:5}: {}", sk.sport, self.dgram_row(sk, sk.sport));
             let _ = writeln!(out, "{row:<127}");
         }
         out
@@ -193,29 +189,29 @@ impl Kernel {
         );
         for sk in self.socks.iter().filter(|sk| sk.family == crate::sock::AF_INET) {
             if let Proto::Raw { protocol, .. } = sk.proto {
-                let _ = writeln!(out, "{protocol:4}: {}", dgram_row(sk, protocol.into()));
+                let _ = writeln!(out, "{protocol:4}: {}", self.dgram_row(sk, protocol.into()));
             }
         }
         out
     }
-}
 
-fn dgram_row(sk: &Sock, port: u16) -> String {
-    let state = if sk.is_connected_dgram() { State::Established } else { State::Close };
-    format!(
-        "{} {:02X} {:08X}:{:08X} {:02X}:{:08X} {:08X} {:5} {:8} {} {} {:016x} {}",
-        sk.ends(port),
-        state as u8,
-        sk.wmem_alloc,
-        sk.rmem_alloc,
-        0,
-        0,
-        0,
-        0,
-        0,
-        sk.inode(),
-        2,
-        sk.id.0,
-        0
-    )
+    fn dgram_row(&self, sk: &Sock, port: u16) -> String {
+        let state = if sk.is_connected_dgram() { State::Established } else { State::Close };
+        format!(
+            "{} {:02X} {:08X}:{:08X} {:02X}:{:08X} {:08X} {:5} {:8} {} {} {:016x} {}",
+            sk.ends(port),
+            state as u8,
+            sk.wmem_alloc,
+            sk.rmem_alloc,
+            0,
+            0,
+            0,
+            0,
+            0,
+            self.sock_inode(sk),
+            2,
+            sk.id.0,
+            0
+        )
+    }
 }

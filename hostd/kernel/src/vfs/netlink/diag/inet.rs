@@ -96,7 +96,7 @@ impl Kernel {
             expires: 0,
             rqueue: sk.rmem_alloc,
             wqueue: sk.wmem_alloc,
-            inode: sk.inode(),
+            inode: self.sock_inode(sk),
             cookie: sk.id.0,
             local: sk.to_user_addr(local_ip, port),
             peer: sk.to_user_addr(sk.daddr, sk.dport),
