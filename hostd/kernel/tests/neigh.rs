@@ -87,6 +87,35 @@ fn packets_wait_in_order_and_the_oldest_make_room() {
 }
 
 #[test]
+fn packets_that_waited_put_an_entry_in_doubt_that_nobody_has_confirmed() {
+    let mut lab = lab();
+    ping(&mut lab);
+    assert_eq!(state(&lab), "INCOMPLETE");
+    // Instead of an answer, a question: where the neighbour is is known from it, not that it hears us.
+    let mut b = [[255; 6], TEST_MAC.0].concat();
+    b.extend([8, 6, 0, 1, 8, 0, 6, 4, 0, 1]);
+    b.extend(TEST_MAC.0);
+    b.extend(TESTER.octets());
+    b.extend([0; 6]);
+    b.extend(HOST.octets());
+    lab.inject(0, Dir::Backward, b.into());
+    lab.run_for(Duration::from_micros(1));
+    assert!(lab.received.iter().any(|r| r.1.is_icmp()), "what waited has gone");
+    assert_eq!(state(&lab), "DELAY");
+    lab.run_for(Duration::from_secs(6));
+    assert_eq!(state(&lab), "PROBE");
+}
+
+#[test]
+fn where_nobody_may_be_asked_packets_fail_at_once() {
+    let mut lab = lab();
+    lab.hosts[0].kernel.sysctl_set("net.ipv4.neigh.default.mcast_solicit", "0").expect("a row");
+    ping(&mut lab);
+    assert_eq!((state(&lab), lab.received.len()), ("FAILED", 0));
+    assert_eq!(lab.hosts[0].kernel.stats().drops.get(DropReason::NeighFailed), 1);
+}
+
+#[test]
 fn gratuitous_and_foreign_replies_update_but_do_not_make_entries() {
     let mut lab = lab();
     let reply = |from: Ipv4Addr, mac: MacAddr, to: Ipv4Addr, target: MacAddr| {

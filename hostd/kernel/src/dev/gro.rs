@@ -4,10 +4,13 @@
 //! up when its flow does something else, when it is full, when a short or pushed
 //! segment ends it, and at the latest when the poll completes. Payload is
 //! never copied: the fragments are appended.
+//!
+//! Deviation: a packet has no more fragments than an [`SkBuff`] holds (Linux chains packets then), and packets that the
+//! device has merged already are passed on as they are.
 
 use super::net_device::IfIndex;
 use crate::Kernel;
-use crate::ether::header::ETH_P_IP;
+use crate::ether::header::{self as ether, ETH_P_IP};
 use crate::ip::header::pseudo_sum;
 use crate::skb::{Checksum, Gso, SkBuff};
 use crate::trace::Point;
@@ -21,6 +24,8 @@ const MAX_FLOWS: usize = 8;
 /// Octets of a merged packet (Linux `GRO_LEGACY_MAX_SIZE`).
 const MAX_SIZE: u32 = 65535;
 const IP_LEN: u32 = 20;
+/// Octets of a segment's headers that its successors repeat, at most.
+const SAME: usize = 50;
 
 const FIN: u8 = 1;
 const PSH: u8 = 8;
@@ -43,6 +48,8 @@ struct Held {
     len: u32,
     /// Millisecond of the first segment.
     age: u64,
+    /// All segments have the first one's identification; otherwise it counts up. The second one decides.
+    fixed_id: bool,
 }
 
 /// What matters of a segment's headers.
@@ -53,8 +60,10 @@ struct Segment {
     ports: [u8; 4],
     seq: u32,
     flags: u8,
-    /// TOS, TTL, DF, acknowledgement and options: equal in all segments of a packet.
-    same: [u8; 48],
+    /// TOS, TTL, DF, header length, acknowledgement, window and options: equal in all segments of a packet.
+    same: [u8; SAME],
+    /// The Ethernet header, or zeros.
+    mac: [u8; ether::LEN],
     id: u16,
     df: bool,
     tcp_len: u32,
@@ -78,18 +87,20 @@ impl Segment {
             return None;
         }
         let df = be16(6) & 0x4000 != 0;
-        let mut same = [0; 48];
+        let mut same = [0; SAME];
         same[..3].copy_from_slice(&[b[1], b[8], u8::from(df)]);
-        same[3] = tcp_len as u8;
+        same[3] = b[32];
         same[4..8].copy_from_slice(&b[28..32]);
+        same[8..10].copy_from_slice(&b[34..36]);
         let options = tcp_len as usize - 20;
-        skb.copy_bits(40, &mut same[8..8 + options]).ok()?;
+        skb.copy_bits(40, &mut same[10..10 + options]).ok()?;
+        let mac = mac_header(skb);
         let ports = [b[20], b[21], b[22], b[23]];
-        Some(Self { saddr: be32(12), daddr: be32(16), ports, seq: be32(24), flags: b[33], same, id: be16(4), df, tcp_len, total })
+        Some(Self { saddr: be32(12), daddr: be32(16), ports, seq: be32(24), flags: b[33], same, mac, id: be16(4), df, tcp_len, total })
     }
 
     fn same_flow(&self, other: &Self) -> bool {
-        self.saddr == other.saddr && self.daddr == other.daddr && self.ports == other.ports
+        self.saddr == other.saddr && self.daddr == other.daddr && self.ports == other.ports && self.mac == other.mac
     }
 
     fn payload(&self) -> u32 {
@@ -114,7 +125,20 @@ impl Held {
             && len <= self.mss
             && next.seq == self.head.seq.wrapping_add(self.len)
             && self.head.total + self.len - self.head.payload() + len <= MAX_SIZE
-            && (next.id == self.head.id.wrapping_add(self.segs) || next.df && next.id == self.head.id)
+            && self.id_continues(next)
+    }
+
+    /// The identification rises, or stands still if that is allowed to (Linux `inet_gro_flush`).
+    fn id_continues(&self, next: &Segment) -> bool {
+        let rises = next.id == self.head.id.wrapping_add(self.segs);
+        let stands = next.df && next.id == self.head.id;
+        if self.segs == 1 {
+            rises || stands
+        } else if self.fixed_id {
+            stands
+        } else {
+            rises
+        }
     }
 
     /// The packet, with headers that describe all of it (Linux `tcp_gro_complete`).
@@ -153,7 +177,8 @@ impl Kernel {
         };
         let Some(list) = self.devs.queue_mut(dev, queue).map(|q| &mut q.gro.0) else { return self.netif_receive_skb(skb) };
         let place = list.iter().position(|h| h.head.same_flow(&seg));
-        let mergeable = skb.gso.is_none() && seg.csum_ok(&skb);
+        // Not what is padded either: only whole frames are joined.
+        let mergeable = skb.gso.is_none() && seg.total == skb.len() && seg.csum_ok(&skb);
         if let Some(at) = place {
             if mergeable && list[at].continues(&seg) && append(&mut list[at], &mut skb, &seg) {
                 let held = &list[at];
@@ -180,7 +205,7 @@ impl Kernel {
     fn gro_hold(&mut self, dev: IfIndex, queue: u16, mut skb: Box<SkBuff>, seg: Segment) {
         skb.trim(seg.total);
         let age = self.now.millis();
-        let held = Held { skb, head: seg, flags: seg.flags, mss: seg.payload(), segs: 1, len: seg.payload(), age };
+        let held = Held { skb, head: seg, flags: seg.flags, mss: seg.payload(), segs: 1, len: seg.payload(), age, fixed_id: false };
         self.inc(Mib::GroHeld);
         let Some(list) = self.devs.queue_mut(dev, queue).map(|q| &mut q.gro.0) else { return };
         let oldest = list.is_full().then(|| list.remove(0));
@@ -202,6 +227,18 @@ impl Kernel {
     }
 }
 
+/// The Ethernet header that was pulled, if it can still be read.
+fn mac_header(skb: &SkBuff) -> [u8; ether::LEN] {
+    let mut b = [0; ether::LEN];
+    let len = ether::LEN as u32;
+    if skb.mac_back == len
+        && let Some(first) = skb.frags().first().filter(|f| f.off >= len)
+    {
+        first.buf.slice(first.off - len, len).read(&mut b);
+    }
+    b
+}
+
 /// Appends the payload of a segment (Linux `skb_gro_receive`). False if it has too many fragments.
 fn append(held: &mut Held, skb: &mut SkBuff, seg: &Segment) -> bool {
     skb.trim(seg.total);
@@ -209,6 +246,7 @@ fn append(held: &mut Held, skb: &mut SkBuff, seg: &Segment) -> bool {
         return false;
     }
     let merged = held.skb.coalesce(skb);
+    held.fixed_id |= held.segs == 1 && seg.id == held.head.id;
     held.len += seg.payload();
     held.segs += 1;
     held.flags |= seg.flags & (FIN | PSH);

@@ -91,10 +91,10 @@ impl Kernel {
             device.stats.add(Netdev::RxBytes, u64::from(skb.len()));
         }
         if skb.len() < crate::ether::header::LEN as u32 {
-            return self.rx_error(dev, skb, Netdev::RxLengthErrors, DropReason::EtherBadHeader);
+            return self.rx_error(dev, skb, Netdev::RxLengthErrors, DropReason::DevHdr);
         }
         if super::vnet::to_skb(&frame.hdr, &mut skb).is_err() {
-            return self.rx_error(dev, skb, Netdev::RxFrameErrors, DropReason::GsoBad);
+            return self.rx_error(dev, skb, Netdev::RxFrameErrors, DropReason::DevHdr);
         }
         self.eth_type_trans(&mut skb, dev);
         self.napi_gro_receive(dev, queue, skb);

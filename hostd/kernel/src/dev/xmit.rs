@@ -11,9 +11,6 @@ use alloc::boxed::Box;
 use alloc::collections::VecDeque;
 use ringlab_counters::{DropReason, Netdev};
 
-/// Frames of one run before the rest is left to `NET_TX_SOFTIRQ` (Linux `dev_tx_weight`).
-const QUOTA: u32 = 64;
-
 impl Kernel {
     /// Hands a complete frame to its device's qdisc and sends what the driver takes (Linux `dev_queue_xmit`).
     /// A frame dropped for want of a carrier counts as sent.
@@ -89,7 +86,8 @@ impl Kernel {
         if core::mem::replace(&mut q.running, true) {
             return;
         }
-        let mut quota = QUOTA;
+        // Frames of one run before the rest is left to `NET_TX_SOFTIRQ` (Linux `dev_tx_weight`).
+        let mut quota = self.sysctl.dev_weight as u32;
         let mut segs = core::mem::take(&mut self.cpu().xmit_list);
         while let Some(skb) = self.dequeue_skb(dev, queue) {
             self.sch_direct_xmit(dev, queue, skb, &mut segs);

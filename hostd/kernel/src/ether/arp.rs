@@ -57,47 +57,44 @@ impl Kernel {
     /// A received ARP packet (Linux `arp_rcv`, `arp_process`).
     pub(super) fn arp_rcv(&mut self, skb: Box<SkBuff>) {
         let mut b = [0; LEN];
-        if matches!(skb.pkt_type, PacketType::OtherHost) {
-            return self.kfree_skb(skb, DropReason::OtherHost);
+        let loopback = self.devs.get(IfIndex(skb.dev)).is_none_or(|d| d.is_loopback());
+        if loopback || skb.pkt_type == PacketType::OtherHost {
+            return self.consume_skb(skb);
         }
-        let Some(arp) = skb.copy_bits(0, &mut b).ok().and_then(|()| ArpHdr::parse(&b)) else {
-            return self.kfree_skb(skb, DropReason::ArpBadHeader);
-        };
+        if skb.copy_bits(0, &mut b).is_err() {
+            return self.kfree_skb(skb, DropReason::PktTooSmall);
+        }
+        let Some(arp) = ArpHdr::parse(&b) else { return self.kfree_skb(skb, DropReason::NotSpecified) };
         let (sip, tip) = (u64::from(arp.sip.to_bits()), u64::from(arp.tip.to_bits()));
         self.trace(Point::ArpRcv, skb.id, [u64::from(arp.op), sip, tip, 0]);
         match arp.op {
             REQUEST => self.inc(Mib::ArpInRequests),
             REPLY => self.inc(Mib::ArpInReplies),
-            _ => return self.kfree_skb(skb, DropReason::ArpIgnored),
+            _ => return self.kfree_skb(skb, DropReason::NotSpecified),
         }
-        let dev = IfIndex(skb.dev);
-        let loopback = self.devs.get(dev).is_none_or(|d| d.is_loopback());
-        let nobody = !arp.sip.is_unspecified() && matches!(self.inet_addr_type(arp.sip), RouteKind::Broadcast | RouteKind::Multicast);
-        if loopback || nobody || arp.tip.is_multicast() || arp.tip.is_loopback() {
-            return self.kfree_skb(skb, DropReason::ArpIgnored);
+        if arp.tip.is_multicast() || arp.tip.is_loopback() {
+            return self.kfree_skb(skb, DropReason::NotSpecified);
         }
-        if self.arp_process(dev, &arp, skb.pkt_type == PacketType::Host) {
-            self.consume_skb(skb);
-        } else {
-            self.kfree_skb(skb, DropReason::ArpIgnored);
-        }
+        // What means nothing to us is no loss.
+        let to_us = skb.pkt_type == PacketType::Host;
+        self.arp_process(IfIndex(skb.dev), &arp, to_us);
+        self.consume_skb(skb);
     }
 
-    /// True if the packet meant something to us.
-    fn arp_process(&mut self, dev: IfIndex, arp: &ArpHdr, to_us: bool) -> bool {
+    fn arp_process(&mut self, dev: IfIndex, arp: &ArpHdr, to_us: bool) {
         let ours = self.is_local_addr(arp.tip);
         if arp.sip.is_unspecified() {
             // Duplicate address detection (RFC 5227): answered, nothing is learnt.
-            let answer = ours && !self.arp_ignore(dev, arp);
-            if arp.op == REQUEST && answer {
+            if arp.op == REQUEST && ours && !self.arp_ignore(dev, arp) {
                 self.arp_send(dev, REPLY, arp.sha, arp.sha, arp.tip, arp.sip);
             }
-            return answer;
+            return;
         }
         let gratuitous = arp.sip == arp.tip;
+        let nobody = matches!(self.inet_addr_type(arp.sip), RouteKind::Broadcast | RouteKind::Multicast);
         let spoofed = self.is_local_addr(arp.sip) && self.in_dev_conf(dev, Conf::AcceptLocal) == 0;
-        if spoofed || gratuitous && self.in_dev_conf(dev, Conf::DropGratuitousArp) != 0 {
-            return false;
+        if nobody || spoofed || gratuitous && self.in_dev_conf(dev, Conf::DropGratuitousArp) != 0 {
+            return;
         }
         if arp.op == REQUEST && ours {
             // Who asks for us will talk to us: this is the one packet that makes an entry.
@@ -105,18 +102,17 @@ impl Kernel {
             if known {
                 self.arp_send(dev, REPLY, arp.sha, arp.sha, arp.tip, arp.sip);
             }
-            return known;
+            return;
         }
         // A reply, or gratuitous (sender and target the same): updates an entry, and makes none unless told to.
         let unicast = || self.inet_addr_type(arp.sip) == RouteKind::Unicast;
         let gratuitous = gratuitous && (arp.op == REQUEST || arp.tha == arp.sha) && unicast();
         let accept = (gratuitous || arp.op == REPLY && unicast()) && self.arp_accept(dev, arp.sip);
         let known = self.neigh.lookup(dev.0, arp.sip).or_else(|| accept.then(|| self.neigh_create(dev.0, arp.sip)).flatten());
-        let Some(n) = known else { return false };
+        let Some(n) = known else { return };
         let locked = self.neigh.get(n).is_some_and(|e| self.now.since(e.updated) < LOCKTIME);
         let state = if arp.op == REPLY && to_us { Nud::Reachable } else { Nud::Stale };
         self.neigh_update(n, Some(arp.sha), state, !locked || gratuitous);
-        true
     }
 
     /// A question for one of our addresses that this interface leaves unanswered (Linux `arp_ignore`).
@@ -141,7 +137,7 @@ impl Kernel {
         if self.in_dev_conf(dev, Conf::ArpFilter) == 0 {
             return false;
         }
-        match self.ip_route_output(Flow { daddr: arp.sip, saddr: arp.tip, oif: 0 }) {
+        match self.ip_route_output_key(Flow { daddr: arp.sip, saddr: arp.tip, oif: 0 }) {
             Ok(route) if route.dev == dev.0 => false,
             Ok(_) => {
                 self.inc(Mib::ArpFilter);

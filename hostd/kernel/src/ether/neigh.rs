@@ -27,7 +27,7 @@ use alloc::vec::Vec;
 use core::net::Ipv4Addr;
 use hashbrown::HashMap;
 use rand_core::Rng;
-use ringlab_counters::DropReason;
+use ringlab_counters::{DropReason, Mib};
 
 /// State of an entry (Linux `NUD_*`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -182,6 +182,7 @@ impl Kernel {
         let dev = IfIndex(route.dev);
         skb.dev = dev.0;
         skb.protocol = super::header::ETH_P_IP;
+        self.count_transmit(route.kind, u64::from(skb.len()));
         let Some(device) = self.devs.get(dev) else {
             self.kfree_skb(skb, DropReason::DevReady);
             return Err(Errno::ENETDOWN);
@@ -211,6 +212,19 @@ impl Kernel {
             Some(skb) => self.dev_hard_header_xmit(skb, dev, mac),
             None => Ok(()),
         }
+    }
+
+    /// Each piece of a datagram counts, and a packet of several segments once.
+    fn count_transmit(&mut self, kind: RouteKind, octets: u64) {
+        self.mib.inc(Mib::IpOutTransmits);
+        self.mib.add(Mib::IpExtOutOctets, octets);
+        let (packets, bytes) = match kind {
+            RouteKind::Multicast => (Mib::IpExtOutMcastPkts, Mib::IpExtOutMcastOctets),
+            RouteKind::Broadcast => (Mib::IpExtOutBcastPkts, Mib::IpExtOutBcastOctets),
+            RouteKind::Unicast | RouteKind::Local => return,
+        };
+        self.mib.inc(packets);
+        self.mib.add(bytes, octets);
     }
 
     /// Pushes the Ethernet header and sends (Linux `dev_hard_header`, `dev_queue_xmit`). Room for it is made if it is missing.
@@ -292,6 +306,11 @@ impl Kernel {
                 self.neigh_set_state(n, Nud::Delay);
                 self.timers.set(TimerKey::Neigh(n), now + delay);
                 return Some(skb);
+            }
+            Nud::None | Nud::Failed if self.sysctl.neigh_mcast_solicit == 0 => {
+                // Nobody may be asked.
+                self.neigh_set_state(n, Nud::Failed);
+                self.kfree_skb(skb, DropReason::NeighFailed);
             }
             Nud::None | Nud::Failed => {
                 entry.probes = self.sysctl.neigh_ucast_solicit as i32;
@@ -390,15 +409,16 @@ impl Kernel {
         }
     }
 
-    /// The address is known: what waited for it goes out.
+    /// The address is known: what waited for it goes out, as whatever uses the entry does: one that is stale is in doubt now.
     fn neigh_flush_queue(&mut self, n: u32) {
-        loop {
-            let Some(entry) = self.neigh.get_mut(n) else { return };
-            let Some(skb) = entry.queue.pop_front() else {
-                entry.queue_bytes = 0;
-                return;
+        let Some(entry) = self.neigh.get_mut(n) else { return };
+        entry.queue_bytes = 0;
+        let waiting = core::mem::take(&mut entry.queue);
+        for skb in waiting {
+            let Some(skb) = self.neigh_event_send(n, skb) else { continue };
+            let Some((dev, mac)) = self.neigh.get(n).map(|e| (IfIndex(e.dev), e.mac)) else {
+                return self.kfree_skb(skb, DropReason::NeighDead);
             };
-            let (dev, mac) = (IfIndex(entry.dev), entry.mac);
             // A drop in the qdisc is counted there.
             let _ = self.dev_hard_header_xmit(skb, dev, mac);
         }

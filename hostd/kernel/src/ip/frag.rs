@@ -1,9 +1,10 @@
 //! Reassembly of fragments (Linux `net/ipv4/ip_fragment.c`).
 //!
 //! A queue holds the pieces of one datagram, sorted. A piece that is there already
-//! is dropped alone; a piece that overlaps another in part drops the whole queue
-//! (RFC 5722 for IPv6, which Linux applies here too). After 30 s the rest is
-//! dropped, and the sender told if the first piece was there.
+//! is dropped alone; a piece that overlaps another in part is dropped with the whole queue
+//! (RFC 5722 for IPv6, which Linux applies here too), of which that piece alone counts as a loss. After 30 s the rest is
+//! dropped, and the sender told if the first piece was there. Beyond `ipfrag_high_thresh` no piece is taken,
+//! also of datagrams that have begun: one of 64 KiB may come in 8192 pieces, each of which costs a whole buffer.
 
 use super::header::{IpHdr, MF, OFFSET};
 use super::icmp;
@@ -83,14 +84,16 @@ impl Reassembly {
 enum Insert {
     Held,
     Duplicate,
-    /// The whole queue must go.
-    Kill(DropReason),
+    /// It contradicts others: the whole queue must go.
+    Kill,
+    /// As well: it overlaps another.
+    Overlap,
 }
 
 impl Queue {
     /// Judges a piece (Linux `ip_frag_queue`, `inet_frag_queue_insert`); where it goes, if it may.
     fn place(&mut self, start: u32, end: u32, more: bool) -> Result<usize, Insert> {
-        const BAD: Insert = Insert::Kill(DropReason::IpInHdr);
+        const BAD: Insert = Insert::Kill;
         if more {
             if end > self.len {
                 if self.last_in {
@@ -116,7 +119,7 @@ impl Queue {
                 return Err(Insert::Duplicate);
             }
             if overlaps(p) {
-                return Err(Insert::Kill(DropReason::FragOverlap));
+                return Err(Insert::Overlap);
             }
         }
         Ok(at)
@@ -174,8 +177,11 @@ impl Kernel {
         match self.ip_frag_queue(queue, skb, hdr, (start, end, more)) {
             Insert::Held => {}
             Insert::Duplicate => return None,
-            Insert::Kill(reason) => {
-                self.ip_frag_kill(queue, reason);
+            kill => {
+                if matches!(kill, Insert::Overlap) {
+                    self.inc(Mib::IpExtReasmOverlaps);
+                }
+                self.ip_frag_kill(queue);
                 return None;
             }
         }
@@ -185,11 +191,11 @@ impl Kernel {
     /// The datagram's queue, made if it is new. `None` if there is too much already.
     fn ip_find(&mut self, hdr: &IpHdr) -> Option<u64> {
         let key = (hdr.saddr, hdr.daddr, hdr.id, hdr.protocol);
-        if let Some(&queue) = self.frags.index.get(&key) {
-            return Some(queue);
-        }
         if self.frags.mem > self.sysctl.ipfrag_high_thresh as u64 {
             return None;
+        }
+        if let Some(&queue) = self.frags.index.get(&key) {
+            return Some(queue);
         }
         let queue = self.frags.next;
         self.frags.next += 1;
@@ -207,13 +213,10 @@ impl Kernel {
             self.kfree_skb(skb, DropReason::NotSpecified);
             return Insert::Duplicate;
         };
-        let too_big = end + hdr.len() as u32 > MAX_TOTAL;
-        let place = if too_big { Err(Insert::Kill(DropReason::FragTooBig)) } else { q.place(start, end, more) };
-        let at = match place {
+        let at = match q.place(start, end, more) {
             Ok(at) => at,
             Err(why) => {
-                let reason = if let Insert::Kill(reason) = why { reason } else { DropReason::FragOverlap };
-                self.kfree_skb(skb, reason);
+                self.kfree_skb(skb, if matches!(why, Insert::Duplicate) { DropReason::DupFrag } else { DropReason::NotSpecified });
                 return why;
             }
         };
@@ -255,11 +258,11 @@ impl Kernel {
         }
     }
 
-    /// Drops a queue with all its pieces.
-    fn ip_frag_kill(&mut self, queue: u64, reason: DropReason) {
+    /// Gives a queue up with all its pieces.
+    fn ip_frag_kill(&mut self, queue: u64) {
         self.inc(Mib::IpReasmFails);
         for piece in self.ip_frag_remove(queue).into_iter().flat_map(|q| q.pieces) {
-            self.kfree_skb(piece.skb, reason);
+            self.consume_skb(piece.skb);
         }
     }
 
@@ -355,18 +358,18 @@ mod tests {
         assert!(put(&mut q, 16, 32, true).is_ok());
         assert!(matches!(put(&mut q, 16, 32, true), Err(Insert::Duplicate)));
         assert!(matches!(put(&mut q, 16, 24, true), Err(Insert::Duplicate)));
-        assert!(matches!(put(&mut q, 8, 24, true), Err(Insert::Kill(DropReason::FragOverlap))));
-        assert!(matches!(put(&mut q, 24, 40, true), Err(Insert::Kill(DropReason::FragOverlap))));
-        assert!(matches!(put(&mut q, 0, 64, true), Err(Insert::Kill(_))));
+        assert!(matches!(put(&mut q, 8, 24, true), Err(Insert::Overlap)));
+        assert!(matches!(put(&mut q, 24, 40, true), Err(Insert::Overlap)));
+        assert!(matches!(put(&mut q, 0, 64, true), Err(Insert::Kill | Insert::Overlap)));
     }
 
     #[test]
     fn pieces_that_contradict_the_end_kill() {
         let mut q = queue();
         assert!(put(&mut q, 16, 20, false).is_ok());
-        assert!(matches!(put(&mut q, 24, 32, true), Err(Insert::Kill(_))));
-        assert!(matches!(put(&mut q, 8, 12, false), Err(Insert::Kill(_))));
-        assert!(matches!(put(&mut q, 8, 8, true), Err(Insert::Kill(_))));
+        assert!(matches!(put(&mut q, 24, 32, true), Err(Insert::Kill | Insert::Overlap)));
+        assert!(matches!(put(&mut q, 8, 12, false), Err(Insert::Kill | Insert::Overlap)));
+        assert!(matches!(put(&mut q, 8, 8, true), Err(Insert::Kill | Insert::Overlap)));
     }
 
     proptest! {

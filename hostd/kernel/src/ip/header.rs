@@ -56,15 +56,9 @@ impl IpHdr {
     /// # Errors
     /// Why the packet must be dropped.
     pub(crate) fn parse(b: &[u8], frame: u32) -> Result<Self, DropReason> {
-        if b.len() < LEN {
-            return Err(DropReason::HdrTrunc);
-        }
-        let len = usize::from(b[0] & 15) * 4;
-        if b[0] >> 4 != 4 || len < LEN {
+        let len = b.first().map_or(0, |first| usize::from(first & 15) * 4);
+        if b.len() < LEN || b[0] >> 4 != 4 || len < LEN || b.len() < len {
             return Err(DropReason::IpInHdr);
-        }
-        if b.len() < len {
-            return Err(DropReason::HdrTrunc);
         }
         if fold(checksum_add(&b[..len], 0)) != 0xffff {
             return Err(DropReason::IpCsum);
@@ -112,17 +106,33 @@ impl IpHdr {
     }
 }
 
-/// True if the options are well formed: every length fits (RFC 791 §3.1; Linux `ip_options_compile`).
-pub(crate) fn options_ok(mut options: &[u8]) -> bool {
-    while let [kind, rest @ ..] = options {
-        match (kind, rest) {
-            (0, _) => return true,
-            (1, _) => options = rest,
-            (_, [len, ..]) if usize::from(*len) >= 2 && usize::from(*len) <= options.len() => options = &options[usize::from(*len)..],
-            _ => return false,
-        }
+/// What a receiver has to know of a packet's options.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Options {
+    /// Nothing.
+    Plain,
+    /// The sender chose the way.
+    SourceRouted,
+    /// They make no sense from this octet of the header on.
+    Bad(u8),
+}
+
+/// Loose and strict source route.
+const SOURCE_ROUTES: [u8; 2] = [131, 137];
+
+/// Reads the options (RFC 791 §3.1; Linux `ip_options_compile`).
+pub(crate) fn options_compile(options: &[u8]) -> Options {
+    let (mut at, mut routed) = (0, false);
+    while let [kind, rest @ ..] = &options[at..] {
+        at += match (kind, rest) {
+            (0, _) => break,
+            (1, _) => 1,
+            (_, &[len, ..]) if len >= 2 && usize::from(len) <= rest.len() + 1 => usize::from(len),
+            _ => return Options::Bad((LEN + at) as u8),
+        };
+        routed |= SOURCE_ROUTES.contains(kind);
     }
-    true
+    if routed { Options::SourceRouted } else { Options::Plain }
 }
 
 /// Accumulator of the pseudo-header (RFC 9293 §3.1) of a transport packet of `len` octets.
@@ -171,17 +181,25 @@ mod tests {
         #[test]
         fn garbage_does_not_panic(b in prop::collection::vec(any::<u8>(), 0..80), frame: u32) {
             let _ = IpHdr::parse(&b, frame);
-            options_ok(&b);
+            options_compile(&b);
         }
     }
 
     #[test]
-    fn malformed_options_are_noticed() {
-        assert!(options_ok(&[1, 1, 7, 3, 0, 0]));
-        assert!(options_ok(&[]));
-        assert!(!options_ok(&[7]));
-        assert!(!options_ok(&[7, 1, 0, 0]));
-        assert!(!options_ok(&[7, 5, 0, 0]));
-        assert!(!options_ok(&[7, 0, 0, 0]));
+    fn malformed_options_are_noticed_where_they_begin() {
+        for (options, want) in [
+            (&[][..], Options::Plain),
+            (&[1, 1, 7, 3, 0, 0], Options::Plain),
+            (&[7], Options::Bad(20)),
+            (&[7, 1, 0, 0], Options::Bad(20)),
+            (&[1, 7, 5, 0], Options::Bad(21)),
+            (&[1, 1, 7, 0], Options::Bad(22)),
+            (&[1, 131, 3, 4], Options::SourceRouted),
+            (&[137, 3, 4, 0], Options::SourceRouted),
+            (&[0, 131, 3, 4], Options::Plain),
+            (&[131, 3, 4, 7], Options::Bad(23)),
+        ] {
+            assert_eq!(options_compile(options), want, "{options:?}");
+        }
     }
 }

@@ -1,15 +1,15 @@
-//! ICMP (RFC 792; Linux `net/ipv4/icmp.c`): echo, errors in both directions, rate limits.
+//! ICMP (RFC 792; Linux `net/ipv4/icmp.c`): echo, errors that this host sends, rate limits. Those that it hears of
+//! are in `icmp_error.rs`.
 
+use super::IpOut;
 use super::header::{self, OFFSET};
 use super::route::{Flow, RouteKind};
-use super::{IcmpError, IpOut};
 use crate::Kernel;
 use crate::hash::KeyedState;
 use crate::skb::{Checksum, MAX_HEADER, MAX_SKB_FRAGS, PacketType, SkBuff};
 use crate::trace::Point;
 use alloc::boxed::Box;
 use alloc::vec::Vec;
-use arrayvec::ArrayVec;
 use core::net::Ipv4Addr;
 use hashbrown::HashMap;
 use rand_core::Rng;
@@ -26,10 +26,16 @@ pub(crate) const ECHO: u8 = 8;
 pub(crate) const TIME_EXCEEDED: u8 = 11;
 /// Parameter problem.
 pub(crate) const PARAM_PROB: u8 = 12;
-const SOURCE_QUENCH: u8 = 4;
-const REDIRECT: u8 = 5;
+pub(super) const SOURCE_QUENCH: u8 = 4;
+pub(super) const REDIRECT: u8 = 5;
 const TIMESTAMP: u8 = 13;
 const TIMESTAMPREPLY: u8 = 14;
+const ADDRESS: u8 = 17;
+const ADDRESSREPLY: u8 = 18;
+/// Extended echo reply (RFC 8335).
+const EXT_ECHOREPLY: u8 = 43;
+/// The highest type that anybody knows.
+const NR_TYPES: u8 = 18;
 
 /// [`DEST_UNREACH`]: network.
 pub(crate) const NET_UNREACH: u8 = 0;
@@ -39,31 +45,52 @@ pub(crate) const HOST_UNREACH: u8 = 1;
 pub(crate) const PROT_UNREACH: u8 = 2;
 /// [`DEST_UNREACH`]: fragmentation needed and forbidden.
 pub(crate) const FRAG_NEEDED: u8 = 4;
+/// [`DEST_UNREACH`]: prohibited.
+pub(crate) const PKT_FILTERED: u8 = 13;
+/// [`REDIRECT`]: of a host.
+const REDIR_HOST: u8 = 1;
 /// [`TIME_EXCEEDED`]: hops.
 pub(crate) const EXC_TTL: u8 = 0;
 /// [`TIME_EXCEEDED`]: reassembly.
 pub(crate) const EXC_FRAGTIME: u8 = 1;
 
 /// Octets of the header.
-const LEN: u32 = 8;
+pub(super) const LEN: u32 = 8;
 /// Octets of an error message in all, at most (RFC 1812 §4.3.2.3).
 const MAX_ERROR: u32 = 576;
-/// MTUs to try when a router does not name one (RFC 1191 §7.1).
-const PLATEAUS: [u32; 10] = [32000, 17914, 8166, 4352, 2002, 1492, 576, 296, 216, 128];
 /// Errors saved up for a destination (Linux `XRLIM_BURST_FACTOR`).
 const PEER_BURST: u64 = 6;
 /// Destinations remembered.
 const MAX_PEERS: usize = 1024;
+/// Milliseconds of credit of somebody unknown: more than anybody may keep.
+const NEW_PEER: u64 = 60_000;
+/// Milliseconds after which somebody may be forgotten when there are too many.
+const FORGET_PEER: u64 = 6000;
+/// Redirects that a sender gets if it does not listen, how long the second one waits, in milliseconds, doubled for each further
+/// one, and how long after the last they begin anew (Linux `redirect_number`, `redirect_load`, `redirect_silence`).
+const REDIRECT_NUMBER: u32 = 9;
+const REDIRECT_LOAD: u64 = 20;
+const REDIRECT_SILENCE: u64 = REDIRECT_LOAD << 10;
 
 /// ICMP rate limits, and the identification counters that need the same per-destination hashing.
 #[derive(Debug)]
 pub struct IcmpState {
-    /// Milliseconds of credit of each destination, and when it was last looked at.
-    peers: HashMap<u32, (u64, u64), KeyedState>,
+    /// Whom this host has complained to.
+    peers: HashMap<u32, Peer, KeyedState>,
     /// Messages that may be sent at once, and when that was last looked at.
     credit: u64,
     stamp: u64,
     pub(super) idents: Idents,
+}
+
+/// Linux `struct inet_peer`.
+#[derive(Debug)]
+struct Peer {
+    /// Milliseconds of credit, and when it was last looked at.
+    tokens: u64,
+    last: u64,
+    /// Redirects sent.
+    redirects: u32,
 }
 
 /// Hashed identification counters (Linux `ip_idents`).
@@ -103,54 +130,61 @@ impl IcmpState {
     }
 }
 
-fn is_error(kind: u8) -> bool {
-    matches!(kind, DEST_UNREACH | SOURCE_QUENCH | REDIRECT | TIME_EXCEEDED | PARAM_PROB)
+/// Linux `icmp_pointers[].error`: no error is sent about these. Some of the types have no meaning today.
+pub(super) fn is_error(kind: u8) -> bool {
+    matches!(kind, 1..=7 | 9..=12)
 }
 
 impl Kernel {
     /// A received message; `skb` stands at the ICMP header (Linux `icmp_rcv`).
     pub(crate) fn icmp_rcv(&mut self, skb: Box<SkBuff>) {
         self.inc(Mib::IcmpInMsgs);
-        let mut b = [0; LEN as usize];
-        if skb.copy_bits(0, &mut b).is_err() {
-            return self.icmp_error_in(skb, DropReason::IcmpBadHeader);
-        }
         if skb.csum == Checksum::None && skb.checksum(0, skb.len(), 0) != 0xffff {
             self.inc(Mib::IcmpInCsumErrors);
             return self.icmp_error_in(skb, DropReason::IcmpCsum);
         }
+        let mut b = [0; LEN as usize];
+        if skb.copy_bits(0, &mut b).is_err() {
+            return self.icmp_error_in(skb, DropReason::NotSpecified);
+        }
         let (kind, code) = (b[0], b[1]);
         self.trace(Point::IcmpRcv, skb.id, [u64::from(kind), u64::from(code), 0, 0]);
-        // RFC 1122 §3.2.2.6: echo to a group is answered only if asked for; Linux does not.
+        if let Some(counter) = counter_in(kind) {
+            self.inc(counter);
+        }
+        if kind > NR_TYPES && kind != EXT_ECHOREPLY {
+            return self.icmp_error_in(skb, DropReason::UnhandledProto);
+        }
+        // RFC 1122 §3.2.2.6: echo to a group is answered only if asked for, which it is not; nor is anything else meant for all.
         let to_all = self.inet_addr_type(Ipv4Addr::from_bits(skb.ip.daddr)) != RouteKind::Local;
-        if to_all && !is_error(kind) && kind != ECHOREPLY {
-            return self.kfree_skb(skb, DropReason::IpInvalidDest);
+        if to_all && !matches!(kind, ADDRESS | ADDRESSREPLY | EXT_ECHOREPLY) {
+            return self.icmp_error_in(skb, DropReason::InvalidProto);
         }
         match kind {
             ECHO => self.icmp_echo(skb, &b),
             TIMESTAMP => self.icmp_timestamp(skb, &b),
-            ECHOREPLY => {
-                self.inc(Mib::IcmpInEchoReps);
-                self.ping_rcv(&skb);
-                self.consume_skb(skb);
+            ECHOREPLY | EXT_ECHOREPLY => {
+                if self.ping_rcv(&skb) {
+                    self.consume_skb(skb);
+                } else {
+                    self.kfree_skb(skb, DropReason::NoSocket);
+                }
             }
-            _ if is_error(kind) => self.icmp_unreach(skb, &b),
-            // A reply to something nobody here asks, or a type that nobody knows (RFC 1122 §3.2.2).
-            TIMESTAMPREPLY => self.consume_skb(skb),
-            _ => self.icmp_error_in(skb, DropReason::UnhandledProto),
+            DEST_UNREACH | SOURCE_QUENCH | REDIRECT | TIME_EXCEEDED | PARAM_PROB => self.icmp_unreach(skb, &b),
+            // Nobody here asks, and nobody answers (RFC 1122 §3.2.2).
+            _ => self.consume_skb(skb),
         }
     }
 
-    fn icmp_error_in(&mut self, skb: Box<SkBuff>, reason: DropReason) {
+    pub(super) fn icmp_error_in(&mut self, skb: Box<SkBuff>, reason: DropReason) {
         self.inc(Mib::IcmpInErrors);
         self.kfree_skb(skb, reason);
     }
 
     /// Answers an echo request: a new header before the same data (Linux `icmp_echo`).
     fn icmp_echo(&mut self, mut skb: Box<SkBuff>, b: &[u8; 8]) {
-        self.inc(Mib::IcmpInEchos);
         if self.sysctl.icmp_echo_ignore_all != 0 {
-            return self.kfree_skb(skb, DropReason::NotSpecified);
+            return self.consume_skb(skb);
         }
         if skb.frags().len() >= MAX_SKB_FRAGS && !self.skb_linearize(&mut skb) {
             return self.kfree_skb(skb, DropReason::NoMem);
@@ -176,7 +210,7 @@ impl Kernel {
         let mut data = [0; 20];
         if skb.copy_bits(8, &mut data[8..12]).is_err() {
             self.skbs.put(reply);
-            return self.icmp_error_in(skb, DropReason::IcmpBadHeader);
+            return self.icmp_error_in(skb, DropReason::PktTooSmall);
         }
         if !reply.alloc_head(&self.config.pool, MAX_HEADER, 20) {
             self.kfree_skb(reply, DropReason::NoMem);
@@ -191,78 +225,22 @@ impl Kernel {
         let sum = !fold(checksum_add(&data, 0));
         data[2..4].copy_from_slice(&sum.to_be_bytes());
         reply.put_bytes(&data);
-        self.icmp_reply(reply, &skb, Mib::IcmpOutMsgs);
+        // Linux counts it as an echo reply.
+        self.icmp_reply(reply, &skb, Mib::IcmpOutEchoReps);
         self.consume_skb(skb);
     }
 
     /// Sends an answer back to where `to` came from (Linux `icmp_reply`): same type of service, no DF.
     fn icmp_reply(&mut self, reply: Box<SkBuff>, to: &SkBuff, counter: Mib) {
         let (saddr, daddr) = (Ipv4Addr::from_bits(to.ip.daddr), Ipv4Addr::from_bits(to.ip.saddr));
-        let Ok(route) = self.ip_route_output(Flow { daddr, saddr, oif: 0 }) else {
+        let Ok(route) = self.ip_route_output_key(Flow { daddr, saddr, oif: 0 }) else {
             return self.kfree_skb(reply, DropReason::IpOutNoRoutes);
         };
         self.inc(Mib::IcmpOutMsgs);
-        if counter != Mib::IcmpOutMsgs {
-            self.inc(counter);
-        }
+        self.inc(counter);
         let out = IpOut { saddr, daddr, protocol: 1, tos: to.ip.tos, ttl: None, df: false, id: None };
         // A drop on the way out is counted there; the asker asks again.
         let _ = self.ip_send_skb(reply, out, &route);
-    }
-
-    /// An error about a packet of ours: told to its protocol (Linux `icmp_unreach`).
-    fn icmp_unreach(&mut self, skb: Box<SkBuff>, b: &[u8; 8]) {
-        let mut q = [0; header::MAX_LEN + 8];
-        let known = q.len().min((skb.len() - LEN) as usize);
-        let quoted = skb.copy_bits(LEN, &mut q[..known]).ok().and_then(|()| Quoted::parse(&q[..known]));
-        let Some(quoted) = quoted else { return self.icmp_error_in(skb, DropReason::IcmpBadHeader) };
-        let (kind, code) = (b[0], b[1]);
-        let mut info = 0;
-        match kind {
-            DEST_UNREACH => {
-                self.inc(Mib::IcmpInDestUnreachs);
-                if code > 15 {
-                    return self.icmp_error_in(skb, DropReason::IcmpBadHeader);
-                }
-                if code == FRAG_NEEDED {
-                    info = u32::from(u16::from_be_bytes([b[6], b[7]]));
-                }
-            }
-            TIME_EXCEEDED => self.inc(Mib::IcmpInTimeExcds),
-            PARAM_PROB => info = u32::from(b[4]),
-            // RFC 6633: source quench is ignored. Deviation: redirects are too (Linux follows them on a host).
-            _ => return self.kfree_skb(skb, DropReason::NotSpecified),
-        }
-        if !self.is_local_addr(quoted.saddr) {
-            return self.kfree_skb(skb, DropReason::IcmpParam);
-        }
-        if kind == DEST_UNREACH && code == FRAG_NEEDED {
-            if info == 0 {
-                let total = u32::from(quoted.total);
-                info = PLATEAUS.into_iter().find(|&p| p < total).unwrap_or(68);
-            }
-            self.ip_update_pmtu(quoted.daddr, info);
-        }
-        let error = IcmpError {
-            kind,
-            code,
-            info,
-            from: Ipv4Addr::from_bits(skb.ip.saddr),
-            saddr: quoted.saddr,
-            daddr: quoted.daddr,
-            protocol: quoted.protocol,
-            payload: quoted.payload,
-            quote: quote_of(&skb, &quoted),
-            report: (skb.ip.ttl, skb.ip.tos, skb.tstamp),
-        };
-        self.raw_err(&error);
-        match quoted.protocol {
-            6 => self.tcp_v4_err(&error),
-            17 => self.udp_err(&error),
-            1 => self.ping_err(&error),
-            _ => {}
-        }
-        self.consume_skb(skb);
     }
 
     /// Answers a received packet with an ICMP error, rate limited (Linux `icmp_send`). `skb` may stand at any layer:
@@ -290,18 +268,19 @@ impl Kernel {
         }
         if b[9] == 1 {
             let mut inner = [0];
-            if quoted.copy_bits(ip_len, &mut inner).is_err() || is_error(inner[0]) || inner[0] > 18 {
+            if quoted.copy_bits(ip_len, &mut inner).is_err() || is_error(inner[0]) || inner[0] > NR_TYPES {
                 return;
             }
         }
         let (from, to) = (Ipv4Addr::new(b[12], b[13], b[14], b[15]), Ipv4Addr::new(b[16], b[17], b[18], b[19]));
         let saddr = if self.is_local_addr(to) { to } else { Ipv4Addr::UNSPECIFIED };
-        let Ok(route) = self.ip_route_output(Flow { daddr: from, saddr, oif: 0 }) else { return };
-        if matches!(route.kind, RouteKind::Broadcast | RouteKind::Multicast) || !self.icmp_allow(&route, from, kind, code) {
+        let Ok(route) = self.ip_route_output_key(Flow { daddr: from, saddr, oif: 0 }) else { return };
+        let most = route.mtu.min(MAX_ERROR).saturating_sub(header::LEN as u32 + LEN);
+        // A link on which not even a header can be quoted (Linux: "tiny mtu").
+        if most <= header::LEN as u32 || !self.icmp_allow(&route, from, kind, code) {
             return;
         }
         let mut skb = self.alloc_skb();
-        let most = route.mtu.min(MAX_ERROR) - header::LEN as u32 - LEN;
         let quote = quoted.len().min(most);
         if !skb.alloc_head(&self.config.pool, MAX_HEADER, LEN + quote) {
             return self.kfree_skb(skb, DropReason::NoMem);
@@ -321,6 +300,8 @@ impl Kernel {
         match kind {
             DEST_UNREACH => self.inc(Mib::IcmpOutDestUnreachs),
             TIME_EXCEEDED => self.inc(Mib::IcmpOutTimeExcds),
+            PARAM_PROB => self.inc(Mib::IcmpOutParmProbs),
+            REDIRECT => self.inc(Mib::IcmpOutRedirects),
             _ => {}
         }
         // Precedence "internetwork control" (RFC 1812 §4.3.2.5).
@@ -350,7 +331,7 @@ impl Kernel {
             return false;
         }
         let limit = self.sysctl.icmp_ratelimit as u64;
-        if limit > 0 && !self.icmp_peer_allow(to, now, limit) {
+        if limit > 0 && !self.inet_peer_allow(to, limit, PEER_BURST * limit) {
             self.inc(Mib::IcmpOutRateLimitHost);
             return false;
         }
@@ -358,59 +339,66 @@ impl Kernel {
         true
     }
 
-    /// One message each `limit` milliseconds, six saved up (Linux `inet_peer_xrlim_allow`).
-    fn icmp_peer_allow(&mut self, to: Ipv4Addr, now: u64, limit: u64) -> bool {
-        let full = PEER_BURST * limit;
-        let peers = &mut self.icmp.peers;
-        if peers.len() >= MAX_PEERS {
-            // Who would have full credit again need not be remembered.
-            peers.retain(|_, p| now - p.1 < full);
-            if peers.len() >= MAX_PEERS {
-                return false;
-            }
-        }
-        let peer = peers.entry(to.to_bits()).or_insert((full, now));
-        peer.0 = (peer.0 + (now - peer.1)).min(full);
-        peer.1 = now;
-        let allowed = peer.0 >= limit;
+    /// Takes `cost` milliseconds from a peer's credit, of which it keeps `most` (Linux `inet_peer_xrlim_allow`).
+    pub(super) fn inet_peer_allow(&mut self, to: Ipv4Addr, cost: u64, most: u64) -> bool {
+        let now = self.now.millis();
+        let Some(peer) = self.inet_getpeer(to) else { return false };
+        peer.tokens = (peer.tokens + (now - peer.last)).min(most);
+        peer.last = now;
+        let allowed = peer.tokens >= cost;
         if allowed {
-            peer.0 -= limit;
+            peer.tokens -= cost;
         }
         allowed
     }
-}
 
-/// The packet that an error is about.
-struct Quoted {
-    saddr: Ipv4Addr,
-    daddr: Ipv4Addr,
-    protocol: u8,
-    total: u16,
-    hdr_len: u8,
-    payload: [u8; 8],
-}
-
-/// The quoted payload, as much as is there and is kept; `skb` stands at the ICMP header.
-fn quote_of(skb: &SkBuff, quoted: &Quoted) -> ArrayVec<u8, { super::MAX_QUOTE }> {
-    let start = LEN + u32::from(quoted.hdr_len);
-    let whole = u32::from(quoted.total).saturating_sub(quoted.hdr_len.into());
-    let len = skb.len().saturating_sub(start).min(whole).min(super::MAX_QUOTE as u32);
-    let mut b = [0; super::MAX_QUOTE];
-    match skb.copy_bits(start, &mut b[..len as usize]) {
-        Ok(()) => b[..len as usize].iter().copied().collect(),
-        Err(_) => ArrayVec::new(),
-    }
-}
-
-impl Quoted {
-    /// Reads what is there: header and eight octets (RFC 792). Routers change headers: no checksum is asked of it.
-    fn parse(b: &[u8]) -> Option<Self> {
-        let len = usize::from(b.first()? & 15) * 4;
-        if b[0] >> 4 != 4 || len < header::LEN || b.len() < len + 8 {
-            return None;
+    /// Somebody whom this host complains to; `None` if there are too many.
+    fn inet_getpeer(&mut self, to: Ipv4Addr) -> Option<&mut Peer> {
+        let now = self.now.millis();
+        let peers = &mut self.icmp.peers;
+        if peers.len() >= MAX_PEERS && !peers.contains_key(&to.to_bits()) {
+            peers.retain(|_, p| now - p.last < FORGET_PEER);
+            if peers.len() >= MAX_PEERS {
+                return None;
+            }
         }
-        let ip = |i: usize| Ipv4Addr::new(b[i], b[i + 1], b[i + 2], b[i + 3]);
-        let payload = b[len..len + 8].try_into().ok()?;
-        Some(Self { saddr: ip(12), daddr: ip(16), protocol: b[9], total: u16::from_be_bytes([b[2], b[3]]), hdr_len: len as u8, payload })
+        Some(peers.entry(to.to_bits()).or_insert(Peer { tokens: NEW_PEER, last: now, redirects: 0 }))
     }
+
+    /// Tells a sender on the link of a shorter way, seldomer and seldomer if it does not listen (Linux `ip_rt_send_redirect`).
+    pub(super) fn ip_rt_send_redirect(&mut self, skb: &SkBuff, to: Ipv4Addr, gateway: Ipv4Addr) {
+        let now = self.now.millis();
+        let Some(peer) = self.inet_getpeer(to) else { return };
+        if now - peer.last > REDIRECT_SILENCE {
+            (peer.tokens, peer.redirects) = (0, 0);
+        }
+        if peer.redirects >= REDIRECT_NUMBER {
+            peer.last = now;
+            return;
+        }
+        if peer.redirects > 0 && now - peer.last <= REDIRECT_LOAD << peer.redirects {
+            return;
+        }
+        peer.last = now;
+        peer.redirects += 1;
+        self.icmp_send(skb, REDIRECT, REDIR_HOST, gateway.to_bits());
+    }
+}
+
+/// What counts messages of a type.
+fn counter_in(kind: u8) -> Option<Mib> {
+    Some(match kind {
+        ECHOREPLY => Mib::IcmpInEchoReps,
+        DEST_UNREACH => Mib::IcmpInDestUnreachs,
+        SOURCE_QUENCH => Mib::IcmpInSrcQuenchs,
+        REDIRECT => Mib::IcmpInRedirects,
+        ECHO => Mib::IcmpInEchos,
+        TIME_EXCEEDED => Mib::IcmpInTimeExcds,
+        PARAM_PROB => Mib::IcmpInParmProbs,
+        TIMESTAMP => Mib::IcmpInTimestamps,
+        TIMESTAMPREPLY => Mib::IcmpInTimestampReps,
+        ADDRESS => Mib::IcmpInAddrMasks,
+        ADDRESSREPLY => Mib::IcmpInAddrMaskReps,
+        _ => return None,
+    })
 }

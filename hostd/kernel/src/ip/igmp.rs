@@ -145,7 +145,7 @@ impl Kernel {
     }
 
     fn igmp_send(&mut self, dev: u32, to: Ipv4Addr, message: &[u8]) {
-        let Ok(mut route) = self.ip_route_output(Flow { daddr: to, saddr: Ipv4Addr::UNSPECIFIED, oif: dev }) else { return };
+        let Ok(mut route) = self.ip_route_output_key(Flow { daddr: to, saddr: Ipv4Addr::UNSPECIFIED, oif: dev }) else { return };
         // Nobody on this host needs to hear it.
         route.kind = RouteKind::Multicast;
         let mut message = message.to_vec();

@@ -1,7 +1,7 @@
 //! IPv4 input (Linux `net/ipv4/ip_input.c`).
 
 use super::Hook;
-use super::header::{IpHdr, MAX_LEN, options_ok};
+use super::header::{self, IpHdr, MAX_LEN, Options, options_compile};
 use super::icmp;
 use super::route::RouteKind;
 use crate::Kernel;
@@ -25,12 +25,13 @@ impl Kernel {
         let known = MAX_LEN.min(skb.len() as usize);
         let copied = skb.copy_bits(0, &mut b[..known]);
         debug_assert!(copied.is_ok(), "as many octets as the packet has");
+        if known >= header::LEN && b[0] >> 4 == 4 && b[0] & 15 >= 5 {
+            let ecn = [Mib::IpExtInNoEctPkts, Mib::IpExtInEct1Pkts, Mib::IpExtInEct0Pkts, Mib::IpExtInCePkts];
+            self.mib.add(ecn[usize::from(b[1] & 3)], skb.gso.map_or(1, |g| u64::from(g.segs)));
+        }
         let hdr = match IpHdr::parse(&b[..known], skb.len()) {
             Ok(hdr) => hdr,
-            Err(reason) => {
-                self.inc(Mib::IpInHdrErrors);
-                return self.kfree_skb(skb, reason);
-            }
+            Err(reason) => return self.ip_inhdr_error(skb, reason),
         };
         let (saddr, daddr) = (u64::from(hdr.saddr), u64::from(hdr.daddr));
         self.trace(Point::IpRcv, skb.id, [u64::from(hdr.total), saddr, daddr, u64::from(hdr.protocol)]);
@@ -40,26 +41,42 @@ impl Kernel {
         self.ip_rcv_finish(skb, &hdr);
     }
 
+    fn ip_inhdr_error(&mut self, skb: Box<SkBuff>, reason: DropReason) {
+        match reason {
+            DropReason::PktTooSmall => self.inc(Mib::IpExtInTruncatedPkts),
+            DropReason::IpCsum => {
+                self.inc(Mib::IpExtInCsumErrors);
+                self.inc(Mib::IpInHdrErrors);
+            }
+            _ => self.inc(Mib::IpInHdrErrors),
+        }
+        self.kfree_skb(skb, reason);
+    }
+
     /// Routes a valid packet (Linux `ip_rcv_finish`).
     fn ip_rcv_finish(&mut self, mut skb: Box<SkBuff>, hdr: &IpHdr) {
         let (saddr, daddr) = (Ipv4Addr::from_bits(hdr.saddr), Ipv4Addr::from_bits(hdr.daddr));
         let kind = self.inet_addr_type(daddr);
-        skb.ip = hdr.control(matches!(kind, RouteKind::Broadcast | RouteKind::Multicast) || skb.pkt_type != PacketType::Host);
-        match skb.pkt_type {
-            PacketType::Broadcast => self.inc(Mib::IpExtInBcastPkts),
-            PacketType::Multicast => self.inc(Mib::IpExtInMcastPkts),
-            _ => {}
-        }
-        if !options_ok(&hdr.options) {
-            self.inc(Mib::IpInHdrErrors);
-            self.icmp_send(&skb, icmp::PARAM_PROB, 0, 20 << 24);
-            return self.kfree_skb(skb, DropReason::IpInHdr);
-        }
+        skb.ip = hdr.control(matches!(kind, RouteKind::Broadcast | RouteKind::Multicast));
         if let Err(reason) = self.ip_validate_source(&skb, saddr, daddr, kind) {
-            if reason == DropReason::IpRpFilter {
-                self.inc(Mib::IPReversePathFilter);
-            }
+            return self.ip_martian(skb, reason);
+        }
+        if !hdr.options.is_empty()
+            && let Err(reason) = self.ip_rcv_options(&skb, hdr)
+        {
             return self.kfree_skb(skb, reason);
+        }
+        let octets = u64::from(skb.len());
+        match kind {
+            RouteKind::Multicast => {
+                self.inc(Mib::IpExtInMcastPkts);
+                self.mib.add(Mib::IpExtInMcastOctets, octets);
+            }
+            RouteKind::Broadcast => {
+                self.inc(Mib::IpExtInBcastPkts);
+                self.mib.add(Mib::IpExtInBcastOctets, octets);
+            }
+            _ => {}
         }
         let in_many = matches!(skb.pkt_type, PacketType::Broadcast | PacketType::Multicast);
         match kind {
@@ -67,11 +84,7 @@ impl Kernel {
             RouteKind::Local | RouteKind::Unicast if in_many && self.in_dev_conf(IfIndex(skb.dev), Conf::DropUnicastInL2Multicast) != 0 => {
                 self.kfree_skb(skb, DropReason::UnicastInL2Multicast);
             }
-            RouteKind::Local | RouteKind::Broadcast => self.ip_local_deliver(skb, hdr),
-            // Groups are joined by sockets: UDP and raw look for members, nobody else is there.
-            RouteKind::Multicast => self.ip_local_deliver(skb, hdr),
-            // A unicast address in a broadcast frame is not forwarded (RFC 1812 §5.3.4).
-            RouteKind::Unicast if skb.pkt_type != PacketType::Host => self.kfree_skb(skb, DropReason::IpInvalidDest),
+            RouteKind::Local | RouteKind::Broadcast | RouteKind::Multicast => self.ip_local_deliver(skb, hdr),
             RouteKind::Unicast if self.in_dev_conf(IfIndex(skb.dev), Conf::Forwarding) == 0 => {
                 self.inc(Mib::IpInAddrErrors);
                 self.kfree_skb(skb, DropReason::IpInAddrErrors);
@@ -80,32 +93,65 @@ impl Kernel {
         }
     }
 
-    /// Addresses that cannot be on the wire: martians (Linux `ip_route_input_slow`, `fib_validate_source`).
+    /// Drops a packet because of its addresses.
+    pub(super) fn ip_martian(&mut self, skb: Box<SkBuff>, reason: DropReason) {
+        if reason == DropReason::IpRpFilter {
+            self.inc(Mib::IPReversePathFilter);
+        }
+        self.kfree_skb(skb, reason);
+    }
+
+    /// Options are read, not obeyed; who would choose the way is not let (Linux `ip_rcv_options`, `accept_source_route` 0).
+    fn ip_rcv_options(&mut self, skb: &SkBuff, hdr: &IpHdr) -> Result<(), DropReason> {
+        match options_compile(&hdr.options) {
+            Options::Plain => Ok(()),
+            Options::SourceRouted => Err(DropReason::NotSpecified),
+            Options::Bad(at) => {
+                self.inc(Mib::IpInHdrErrors);
+                self.icmp_send(skb, icmp::PARAM_PROB, 0, u32::from(at) << 24);
+                Err(DropReason::IpInHdr)
+            }
+        }
+    }
+
+    /// Addresses that cannot be on the wire: martians (Linux `ip_route_input_slow`, `ip_mc_validate_source`, `fib_validate_source`).
     fn ip_validate_source(&self, skb: &SkBuff, saddr: Ipv4Addr, daddr: Ipv4Addr, kind: RouteKind) -> Result<(), DropReason> {
         let dev = IfIndex(skb.dev);
-        let loopback = self.devs.get(dev).is_some_and(|d| d.is_loopback()) || skb.pkt_type == PacketType::Loopback;
+        if self.devs.get(dev).is_some_and(|d| d.is_loopback()) || skb.pkt_type == PacketType::Loopback {
+            // Sent by this host: the route was found then.
+            return Ok(());
+        }
+        let group = kind == RouteKind::Multicast;
+        if group && !self.ip_check_mc(daddr, skb.dev) {
+            return Err(DropReason::NotSpecified);
+        }
         if saddr.is_multicast() || saddr.is_broadcast() {
             return Err(DropReason::IpInvalidSource);
         }
-        // 0.0.0.0 may ask everybody (DHCP); the rest of 0/8 is nobody.
-        let nobody = saddr.octets()[0] == 0 && !(saddr.is_unspecified() && (daddr.is_broadcast() || kind == RouteKind::Multicast));
-        if nobody {
-            return Err(DropReason::IpInvalidSource);
+        if saddr.is_unspecified() {
+            // It may ask everybody (DHCP), and who is on the link (IGMP).
+            let link_local = daddr.octets()[..3] == [224, 0, 0] || skb.ip.protocol == 2;
+            let may = daddr.is_broadcast() || daddr.is_unspecified() || group && link_local;
+            return if may { Ok(()) } else { Err(DropReason::IpInvalidSource) };
         }
-        if daddr.octets()[0] == 0 {
+        if daddr.is_unspecified() {
             return Err(DropReason::IpInvalidDest);
-        }
-        if loopback {
-            return Ok(());
         }
         if saddr.is_loopback() || daddr.is_loopback() {
             return Err(DropReason::IpLocalNet);
         }
+        // Where one that is for others came from is asked when there is a way for it.
+        if kind == RouteKind::Unicast { Ok(()) } else { self.fib_validate_source(dev, saddr) }
+    }
+
+    /// Linux `fib_validate_source`: without `rp_filter` only the host's own addresses are refused.
+    pub(super) fn fib_validate_source(&self, dev: IfIndex, saddr: Ipv4Addr) -> Result<(), DropReason> {
         match self.inet_addr_type(saddr) {
             RouteKind::Local if self.in_dev_conf(dev, Conf::AcceptLocal) != 0 => Ok(()),
             RouteKind::Local => Err(DropReason::IpLocalSource),
-            RouteKind::Broadcast if !saddr.is_unspecified() => Err(DropReason::IpInvalidSource),
-            _ if saddr.is_unspecified() || self.ip_reverse_path_ok(dev, saddr) => Ok(()),
+            _ if self.in_dev_conf(dev, Conf::RpFilter) == 0 => Ok(()),
+            RouteKind::Broadcast => Err(DropReason::IpInvalidSource),
+            _ if self.ip_reverse_path_ok(dev, saddr) => Ok(()),
             _ => Err(DropReason::IpRpFilter),
         }
     }

@@ -3,7 +3,7 @@
 //! Receive: `input.rs` validates (on a copy of the header), passes the hook points,
 //! routes, and delivers (`frag.rs` first, if it is a piece) or forwards (`forward.rs`).
 //! Transmit: `output.rs` makes the header, cuts what is too long, and hands to the
-//! neighbour layer. `icmp.rs` answers, complains, and tells the protocols of the complaints of others.
+//! neighbour layer. `icmp.rs` answers and complains, `icmp_error.rs` tells the protocols of the complaints of others.
 pub(crate) mod devconf;
 mod devinet;
 mod fib_table;
@@ -11,6 +11,7 @@ mod forward;
 mod frag;
 pub(crate) mod header;
 pub(crate) mod icmp;
+mod icmp_error;
 mod ifaddr;
 pub(crate) mod igmp;
 mod input;

@@ -188,7 +188,8 @@ impl Kernel {
     /// `EMSGSIZE`, `ENOBUFS`.
     pub(super) fn ip_output(&mut self, skb: Box<SkBuff>, route: &Route) -> Result<(), Errno> {
         if route.kind == RouteKind::Broadcast || route.kind == RouteKind::Multicast {
-            if route.kind == RouteKind::Broadcast || !skb.mc_loop_off {
+            let daddr = Ipv4Addr::from_bits(skb.ip.daddr);
+            if route.kind == RouteKind::Broadcast || !skb.mc_loop_off && self.ip_check_mc(daddr, route.dev) {
                 self.ip_mc_loopback(&skb, route);
             }
             if route.kind == RouteKind::Multicast && skb.ip.ttl == 0 {
@@ -197,8 +198,6 @@ impl Kernel {
             }
         }
         self.nf_hook(Hook::PostRouting, &skb);
-        self.inc(Mib::IpOutTransmits);
-        self.mib.add(Mib::IpExtOutOctets, u64::from(skb.len()));
         if !self.ip_exceeds_mtu(&skb, route.mtu) {
             return self.neigh_output(skb, route);
         }
@@ -313,6 +312,7 @@ fn keep_copied_options(options: &mut [u8]) {
     }
 }
 
-fn tos_priority(tos: u8) -> u32 {
+/// Linux `rt_tos2priority`.
+pub(super) fn tos_priority(tos: u8) -> u32 {
     TOS2PRIO[usize::from(tos >> 1 & 15)].into()
 }

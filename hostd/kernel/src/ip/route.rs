@@ -338,11 +338,23 @@ impl Fib {
 }
 
 impl Kernel {
+    /// Resolves a destination for a program's packet; counts if there is no way.
+    ///
+    /// # Errors
+    /// Those of [`Self::ip_route_output_key`].
+    pub(crate) fn ip_route_output(&mut self, flow: Flow) -> Result<Route, Errno> {
+        let route = self.ip_route_output_key(flow);
+        if route == Err(Errno::ENETUNREACH) {
+            self.mib.inc(ringlab_counters::Mib::IpOutNoRoutes);
+        }
+        route
+    }
+
     /// Resolves a destination.
     ///
     /// # Errors
-    /// `ENETUNREACH`, `EHOSTUNREACH`, `EACCES`, `EINVAL`, as `ip_route_output_key`.
-    pub(crate) fn ip_route_output(&mut self, flow: Flow) -> Result<Route, Errno> {
+    /// `ENETUNREACH`, `EHOSTUNREACH`, `EACCES`, `EINVAL`, as Linux.
+    pub(crate) fn ip_route_output_key(&self, flow: Flow) -> Result<Route, Errno> {
         let Flow { daddr, saddr, oif } = flow;
         if !saddr.is_unspecified() && !self.is_local_addr(saddr) {
             return Err(Errno::EINVAL);
@@ -382,10 +394,7 @@ impl Kernel {
             Some(e) => (e.dev, e.via, e.src, e.mtu),
             // The caller names the interface: the destination is taken to be on its link.
             None if oif != 0 => (oif, Ipv4Addr::UNSPECIFIED, Ipv4Addr::UNSPECIFIED, 0),
-            None => {
-                self.mib.inc(ringlab_counters::Mib::IpOutNoRoutes);
-                return Err(Errno::ENETUNREACH);
-            }
+            None => return Err(Errno::ENETUNREACH),
         };
         let direct = via.is_unspecified() || kind != RouteKind::Unicast;
         let nexthop = if direct { daddr } else { via };
@@ -407,6 +416,23 @@ impl Kernel {
         Some(Route { kind, dev: e.dev, saddr: fib.select_addr(e.dev, nexthop), nexthop, mtu: fib.mtu(e.dev) })
     }
 
+    /// The way of a packet that is passed on.
+    ///
+    /// # Errors
+    /// Why there is none: `ENETUNREACH`, or what a route that leads nowhere says.
+    pub(super) fn ip_route_forward(&self, daddr: Ipv4Addr) -> Result<Route, Errno> {
+        match self.fib.main_route(daddr, 0) {
+            Some(Entry { reject: Some(reject), .. }) => Err(reject.errno()),
+            Some(_) => self.ip_route_input(daddr).ok_or(Errno::ENETUNREACH),
+            None => Err(Errno::ENETUNREACH),
+        }
+    }
+
+    /// True if an address is on the link of an interface: no gateway leads there.
+    pub(super) fn ip_is_on_link(&self, addr: Ipv4Addr, dev: u32) -> bool {
+        self.fib.main_route(addr, 0).is_some_and(|e| e.dev == dev && e.via.is_unspecified() && e.reject.is_none())
+    }
+
     /// Changes whenever routes or addresses do: cached routes of another generation are stale.
     pub(crate) fn fib_generation(&self) -> u64 {
         self.fib.generation
@@ -419,7 +445,7 @@ impl Kernel {
 
     /// What an address is to this host (Linux `inet_addr_type`).
     pub(crate) fn inet_addr_type(&self, addr: Ipv4Addr) -> RouteKind {
-        if addr.is_broadcast() || addr.octets()[0] == 0 {
+        if addr.is_broadcast() || addr.is_unspecified() {
             return RouteKind::Broadcast;
         }
         if addr.is_multicast() {

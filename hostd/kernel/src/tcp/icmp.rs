@@ -3,7 +3,7 @@
 use super::hash::Entry;
 use super::secure::Tuple;
 use super::seq::SeqNum;
-use super::sock::{Deferred, SKB_OVERHEAD, tp};
+use super::sock::{Deferred, tp};
 use super::state::State;
 use crate::Kernel;
 use crate::errno::Errno;
@@ -109,11 +109,7 @@ impl Kernel {
     /// An ICMP error about a handshake goes to the error queue, whether or not the program asked for one
     /// (Linux `ip_icmp_error`).
     fn ip_icmp_error(sk: &mut Sock, e: &IcmpError, errno: Errno) {
-        let queued = u32::try_from(sk.error_queue.len()).unwrap_or(u32::MAX).saturating_add(1);
-        if sk.rmem_alloc.saturating_add(queued.saturating_mul(SKB_OVERHEAD)) >= sk.rcvbuf {
-            return;
-        }
-        sk.error_queue.push_back(SockErr {
+        sk.queue_err(SockErr {
             errno,
             origin: SO_EE_ORIGIN_ICMP,
             kind: e.kind,
@@ -150,6 +146,7 @@ impl Kernel {
         if matches!(sk.tp().state, State::Close | State::Listen) || sk.inet.pmtudisc == 0 || sk.tp().pmtu_cookie <= mtu {
             return;
         }
+        self.ip_update_pmtu(sk.daddr, mtu);
         self.tcp_sync_mss(sk, mtu);
         self.tcp_simple_retransmit(sk);
     }

@@ -31,13 +31,13 @@ impl Kernel {
     pub(crate) fn udp_rcv(&mut self, mut skb: Box<SkBuff>) {
         let mut bytes = [0; UDP_HLEN as usize];
         if skb.copy_bits(0, &mut bytes).is_err() {
-            return self.udp_bad(skb, DropReason::UdpBadHeader);
+            return self.udp_bad(skb, DropReason::NotSpecified);
         }
         let hdr = UdpHdr::parse(&bytes);
         self.trace(Point::UdpRcv, skb.id, [hdr.sport.into(), hdr.dport.into(), hdr.len.into(), 0]);
         let len = u32::from(hdr.len);
         if len < UDP_HLEN || len > skb.len() {
-            return self.udp_bad(skb, DropReason::UdpBadHeader);
+            return self.udp_bad(skb, DropReason::PktTooSmall);
         }
         skb.trim(len);
         if hdr.csum != 0 && skb.csum == Checksum::None {
@@ -71,13 +71,10 @@ impl Kernel {
 
     /// Every socket that listens gets it; nobody does: no answer (RFC 1122 §3.2.2).
     fn udp_mcast_deliver(&mut self, skb: Box<SkBuff>, tuple: &Tuple) {
-        if tuple.daddr.is_multicast() && !self.ip_check_mc(tuple.daddr, tuple.dev) {
-            return self.kfree_skb(skb, DropReason::IpInNoRoutes);
-        }
         let mut next = self.udp_next_mcast(tuple, 0);
         if next.is_none() {
-            self.mib.inc(Mib::UdpNoPorts);
-            return self.kfree_skb(skb, DropReason::NoSocket);
+            self.mib.inc(Mib::UdpIgnoredMulti);
+            return self.kfree_skb(skb, DropReason::NotSpecified);
         }
         while let Some((id, at)) = next {
             next = self.udp_next_mcast(tuple, at);
@@ -92,14 +89,15 @@ impl Kernel {
     fn udp_queue_rcv(&mut self, id: SockId, mut skb: Box<SkBuff>) {
         let mut sk = self.socks.take(id).expect("looked up a moment ago");
         if sk.filter.is_some() && !self.sk_filter(&mut sk, &mut skb, UDP_HLEN) {
-            self.mib.inc(Mib::UdpInErrors);
-            self.kfree_skb(skb, DropReason::SocketFilter);
+            sk.drops = sk.drops.wrapping_add(1);
+            self.udp_bad(skb, DropReason::SocketFilter);
             return self.socks.put(sk);
         }
         skb.pull(UDP_HLEN).expect("the header was read");
         if sk.owned && self.config.udp_backlog {
             if sk.backlog_len + sk.rmem_alloc > sk.rcvbuf {
                 self.mib.inc(Mib::UdpRcvbufErrors);
+                sk.drops = sk.drops.wrapping_add(1);
                 self.udp_bad(skb, DropReason::SocketBacklog);
             } else {
                 self.trace(Point::SkAddBacklog, skb.id, [id.0.into(), skb.len().into(), 0, 0]);
@@ -248,9 +246,10 @@ impl Kernel {
     /// program's payload begins `skip` octets after the IP header.
     pub(crate) fn dgram_err(&mut self, id: SockId, e: &IcmpError, dport: u16, skip: usize) {
         let Some(mut sk) = self.socks.take(id) else { return };
+        self.icmp_err_update_pmtu(e);
         if let Some((errno, fatal)) = icmp_errno(e, sk.inet.pmtudisc) {
             if sk.inet.recverr {
-                sk.error_queue.push_back(SockErr {
+                sk.queue_err(SockErr {
                     errno,
                     origin: 2,
                     kind: e.kind,

@@ -283,7 +283,7 @@ impl Kernel {
     /// `EMSGSIZE`, and the entry of the error queue that goes with it (Linux `ip_local_error`).
     fn too_long(&mut self, sk: &mut Sock, path: &Path, info: u32) -> Errno {
         if sk.inet.recverr {
-            sk.error_queue.push_back(SockErr {
+            sk.queue_err(SockErr {
                 errno: Errno::EMSGSIZE,
                 origin: 1,
                 kind: 0,

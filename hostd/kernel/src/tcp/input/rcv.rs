@@ -4,7 +4,7 @@ use crate::Kernel;
 use crate::skb::{Checksum, Gso, PacketType, SkBuff};
 use crate::sock::{Sock, SockId};
 use crate::tcp::hash::Entry;
-use crate::tcp::header::{Header, MAX_TCP_HEADER, Options, TCP_HEADER, flag, pseudo_header_sum};
+use crate::tcp::header::{Header, HeaderError, MAX_TCP_HEADER, Options, TCP_HEADER, flag, pseudo_header_sum};
 use crate::tcp::sock::{SKB_OVERHEAD, tp};
 use crate::tcp::state::State;
 use crate::trace::Point;
@@ -20,7 +20,9 @@ impl Kernel {
         }
         self.mib.inc(Mib::TcpInSegs);
         if let Err(reason) = self.tcp_parse(&mut skb) {
-            self.mib.inc(Mib::TcpInErrs);
+            if reason != DropReason::NotSpecified {
+                self.mib.inc(Mib::TcpInErrs);
+            }
             if reason == DropReason::TcpCsum {
                 self.mib.inc(Mib::TcpInCsumErrors);
             }
@@ -63,9 +65,13 @@ impl Kernel {
     /// Header and checksum; the findings go into `skb.tcp`.
     fn tcp_parse(&mut self, skb: &mut SkBuff) -> Result<(), DropReason> {
         let mut fixed = [0; TCP_HEADER];
-        skb.copy_bits(0, &mut fixed).map_err(|_| DropReason::PktTooSmall)?;
+        // What is cut short is no error of the sender's.
+        skb.copy_bits(0, &mut fixed).map_err(|_| DropReason::NotSpecified)?;
         let total = skb.len();
-        let h = Header::parse(&fixed, total).map_err(|_| DropReason::TcpBadHeader)?;
+        let h = Header::parse(&fixed, total).map_err(|e| match e {
+            HeaderError::DataOffset { hdr, .. } if usize::from(hdr) < TCP_HEADER => DropReason::PktTooSmall,
+            _ => DropReason::NotSpecified,
+        })?;
         if skb.csum == Checksum::None {
             let sum = pseudo_header_sum(skb.ip.saddr, skb.ip.daddr, total);
             if skb.checksum(0, total, sum) != 0xffff {
