@@ -191,13 +191,35 @@ fn what_does_not_continue_the_flow_is_not_merged() {
     cwr.bytes[47] |= 128;
     let gap = next(101, 2000);
     let longer = THROUGH.tcp(101, 1000, false, &[1; 1001]);
-    for second in [corrupt, other_tos, cwr, gap, longer] {
+    let changed = |at: usize, to: u8| {
+        let mut frame = next(101, 1000);
+        frame.bytes[at] = to;
+        frame.sum_tcp();
+        frame
+    };
+    // Another acknowledgement, window, reserved bit, flag; another sender on the link; padding.
+    let others = [(45, 78), (49, 1), (46, 0x51), (47, 0x30), (11, 9)].map(|(at, to)| changed(at, to));
+    let mut padded = next(101, 1000);
+    padded.bytes.push(0);
+    for second in [corrupt, other_tos, cwr, gap, longer, padded].into_iter().chain(others) {
         let mut lab = router(PortConfig::default());
         lab.inject(0, Dir::Backward, first.clone());
         lab.inject(0, Dir::Backward, second);
         lab.run_for(Duration::from_micros(10));
         assert_eq!(lab.hosts[0].kernel.stats().mib.get(Mib::GroMerged), 0);
         assert!(lab.received[0].1.seq() == 0 && lab.received.iter().all(|r| r.1.hdr.gso_type == 0));
+    }
+}
+
+#[test]
+fn identifications_of_merged_segments_rise_or_stand_still_as_the_second_one_does() {
+    for (ids, merged) in [([7, 8, 9], 2), ([7, 7, 7], 2), ([7, 8, 7], 1), ([7, 7, 9], 1), ([7, 9, 10], 1), ([65535, 0, 1], 2)] {
+        let mut lab = router(PortConfig::default());
+        for (i, id) in ids.into_iter().enumerate() {
+            lab.inject(0, Dir::Backward, THROUGH.tcp(id, 1000 * i as u32, false, &[1; 1000]));
+        }
+        lab.run_for(Duration::from_micros(10));
+        assert_eq!(lab.hosts[0].kernel.stats().mib.get(Mib::GroMerged), merged, "{ids:?}");
     }
 }
 
@@ -234,8 +256,7 @@ fn bad_virtio_header_is_counted_and_dropped() {
     lab.inject(0, Dir::Backward, vec![1, 2, 3].into());
     lab.run_for(Duration::from_millis(1));
     let stats = lab.hosts[0].kernel.stats();
-    assert_eq!(stats.drops.get(DropReason::GsoBad), 1);
-    assert_eq!(stats.drops.get(DropReason::EtherBadHeader), 1);
+    assert_eq!(stats.drops.get(DropReason::DevHdr), 2);
     let eth0 = &stats.interfaces[1].counters;
     assert_eq!((eth0.get(Netdev::RxFrameErrors), eth0.get(Netdev::RxLengthErrors), eth0.get(Netdev::RxErrors)), (1, 1, 2));
 }

@@ -4,10 +4,11 @@ mod common;
 mod tcp_support;
 
 use common::tasks::{NONBLOCK, Prog};
-use common::{A, B, Dir, Frame, Lab, PortConfig, Verdict};
+use common::{A, ADDR_B, B, Dir, Frame, Lab, PortConfig, Verdict};
 use ringlab_counters::{CopyKind, DropReason, Mib};
 use ringlab_kernel::errno::Errno;
 use ringlab_kernel::syscall::{Call, OptVal, Ret, msg};
+use ringlab_kernel::trace::Point;
 use std::time::Duration;
 use tcp_support::{Side, big_ring, connected, connected_with, counters, mib, octet, pair, plain_nic, transfer};
 
@@ -309,15 +310,31 @@ fn peek_waitall_and_urgent_data() {
 
 #[test]
 fn segments_for_an_owned_socket_wait_in_its_backlog() {
-    let (mut lab, a, b) = connected_with(15, big_ring(PortConfig::default()));
-    // Fill B's queue, then let more arrive while B copies it out in one long call.
-    let data: Vec<u8> = (0..8 << 20).map(octet).collect();
-    let source = lab.hosts[A].mem.put(&data);
-    a.0.start(&mut lab, Call::Send { fd: a.1, iov: ringlab_kernel::uaccess::Iov::One(source), flags: 0, to: None, control: Vec::new() });
-    let buffer = b.0.buffer(&lab, data.len());
-    b.0.start(&mut lab, Prog::recv_call(b.1, buffer, msg::WAITALL));
-    let ret = b.0.wait(&mut lab);
-    let got = b.0.datagram(&lab, buffer, ret);
-    assert!(got.data == data);
-    assert_eq!(lab.hosts[B].kernel.stats().drops.get(DropReason::SocketBacklog), 0);
+    let (mut lab, a, b) = {
+        let mut lab = Lab::pair(15);
+        // Room for all that is sent below: the call does not sleep.
+        lab.hosts[A].kernel.sysctl_set("net.ipv4.tcp_wmem", "4096 4194304 4194304").expect("a row");
+        let (a, b) = (Prog::spawn(&mut lab, A, "a"), Prog::spawn(&mut lab, B, "b"));
+        let l = b.listener(&mut lab, 80, 8);
+        let fa = a.connect(&mut lab, ADDR_B, 80);
+        let fb = b.accept(&mut lab, l);
+        (lab, (a, fa), (b, fb))
+    };
+    // B's segment arrives, unnoticed, while A is in a long call.
+    lab.drop_first(0, |dir, f| dir == Dir::Backward && f.payload() == b"ping");
+    b.0.send(&mut lab, b.1, b"ping");
+    lab.run_for(Duration::from_micros(1));
+    let late = lab.log.iter().rfind(|l| l.frame.payload() == b"ping").expect("sent").frame.clone();
+    lab.hosts[A].ports[0].receive(&late);
+    lab.trace(A);
+    let source = lab.hosts[A].mem.put(&vec![7; 1 << 20]);
+    let call = Call::Send { fd: a.1, iov: ringlab_kernel::uaccess::Iov::One(source), flags: 0, to: None, control: Vec::new() };
+    assert_eq!(a.0.now(&mut lab, call), Ret::Value(1 << 20));
+    let points: Vec<Point> = lab.take_trace(A).iter().map(|r| r.point).collect();
+    let at = |point: Point| points.iter().position(|&p| p == point).unwrap_or_else(|| panic!("{point:?}"));
+    assert!(at(Point::SysEnter) < at(Point::HardIrq) && at(Point::HardIrq) < at(Point::SkAddBacklog));
+    assert!(at(Point::SkAddBacklog) < at(Point::TcpQueueRcv) && at(Point::TcpQueueRcv) < at(Point::SysExit));
+    let stats = lab.hosts[A].kernel.stats();
+    assert_eq!((stats.mib.get(Mib::TCPBacklogQueued), stats.drops.get(DropReason::SocketBacklog)), (1, 0));
+    assert_eq!(a.0.recv(&mut lab, a.1, 10, 0).data, b"ping");
 }

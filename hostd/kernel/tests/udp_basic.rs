@@ -451,8 +451,41 @@ fn loopback_carries_datagrams_within_the_call() {
 }
 
 #[test]
-fn textbook_backlog_is_seen_where_it_is_asked_for() {
-    let host = HostConfig { udp_backlog: true, ..HostConfig::default() };
+fn writer_is_woken_when_less_than_half_of_its_buffer_is_in_use() {
+    let port = PortConfig { tx_ring: 1, ..PortConfig::default() };
+    let mut lab = Lab::pair_with(23, HostConfig::default(), port);
+    let (a, b) = (Prog::spawn(&mut lab, A, "a"), Prog::spawn(&mut lab, B, "b"));
+    let (fa, fb) = (a.socket(&mut lab, DGRAM), b.udp(&mut lab, 7));
+    a.send_to(&mut lab, fa, b"resolve", ADDR_B, 7);
+    b.recv(&mut lab, fb, 10, 0);
+    lab.run_for(Duration::from_millis(1));
+    a.setopt(&mut lab, fa, SOL_SOCKET, 7, 4000);
+    let device = lab.hosts[A].ports[0].clone();
+    device.stall(true);
+    let mut sent = 0;
+    while let call = a.send_call(&lab, fa, &[7; 64], msg::DONTWAIT, Some(addr(ADDR_B, 7)))
+        && a.now(&mut lab, call) == Ret::Value(64)
+    {
+        sent += 1;
+    }
+    let call = a.send_call(&lab, fa, &[8; 64], 0, Some(addr(ADDR_B, 7)));
+    a.blocks(&mut lab, call);
+    let mut gone = 0;
+    while a.poll(&mut lab).is_none() {
+        // One frame leaves; the next takes its place on the ring.
+        device.stall(false);
+        gone += device.transmit().len();
+        device.stall(true);
+        lab.interrupts(A);
+        assert!(gone <= sent, "nobody wakes the writer");
+    }
+    let left = |gone: usize| (sent - gone) * 768;
+    assert!(left(gone) < 4000 && left(gone - 1) >= 4000, "woken after {gone} of {sent}");
+}
+
+/// What the trace shows of a datagram that comes while a reader is in its call, and the host's configuration.
+fn names_of_arrival_in_a_call(udp_backlog: bool) -> Vec<&'static str> {
+    let host = HostConfig { udp_backlog, ..HostConfig::default() };
     let mut lab = Lab::pair_with(22, host, PortConfig::default());
     let (a, b) = (Prog::spawn(&mut lab, A, "a"), Prog::spawn(&mut lab, B, "b"));
     let (fa, fb) = (a.socket(&mut lab, DGRAM), b.udp(&mut lab, 7));
@@ -466,9 +499,22 @@ fn textbook_backlog_is_seen_where_it_is_asked_for() {
     lab.trace(B);
     let buffer = b.buffer(&lab, 10);
     b.ok(&mut lab, Prog::recv_call(fb, buffer, 0));
-    let names: Vec<&str> = lab.take_trace(B).iter().map(|r| r.point.name()).collect();
+    lab.run_for(Duration::from_millis(1));
+    let names = lab.take_trace(B).iter().map(|r| r.point.name()).collect();
+    assert_eq!(b.recv(&mut lab, fb, 10, 0).data, b"2");
+    names
+}
+
+#[test]
+fn datagram_goes_to_the_queue_and_not_to_the_backlog() {
+    let names = names_of_arrival_in_a_call(false);
+    assert!(names.contains(&"__udp_enqueue_schedule_skb") && !names.contains(&"sk_add_backlog"), "{names:?}");
+}
+
+#[test]
+fn textbook_backlog_is_seen_where_it_is_asked_for() {
+    let names = names_of_arrival_in_a_call(true);
     let at = |name| names.iter().position(|n| *n == name).unwrap_or_else(|| panic!("{name} in {names:?}"));
     assert!(at("sk_add_backlog") < at("__udp_enqueue_schedule_skb"));
     assert!(at("__udp_enqueue_schedule_skb") < at("sys_exit"), "handled when the owner releases the socket");
-    assert_eq!(b.recv(&mut lab, fb, 10, 0).data, b"2");
 }

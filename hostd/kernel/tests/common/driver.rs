@@ -77,6 +77,8 @@ struct State {
     doorbells: usize,
     /// The device does not touch the TX rings.
     stalled: bool,
+    /// Arrives at the very moment when the interrupt is unmasked, and raises none.
+    late: Option<Frame>,
     /// What `ethtool` has made of it.
     rings: (u32, u32),
     coalesce: Coalesce,
@@ -94,7 +96,7 @@ impl Port {
         let queues = (0..config.queues).map(|_| queue()).collect();
         let rings = (config.rx_ring as u32, config.tx_ring as u32);
         let coalesce = Coalesce::default();
-        let state = State { config, pool, queues, missed: 0, interrupts: 0, doorbells: 0, stalled: false, rings, coalesce };
+        let state = State { config, pool, queues, missed: 0, interrupts: 0, doorbells: 0, stalled: false, late: None, rings, coalesce };
         Self { state: Rc::new(RefCell::new(state)) }
     }
 
@@ -156,6 +158,11 @@ impl Port {
         q.rx_free -= buffers;
         q.rx.push_back(RxFrame { hdr: frame.hdr, frags });
         q.raised = true;
+    }
+
+    /// A frame arrives when the driver has found its ring empty and unmasks the interrupt: that one is lost.
+    pub fn receive_at_unmask(&self, frame: Frame) {
+        self.state.borrow_mut().late = Some(frame);
     }
 
     /// The doorbell of a TX queue rings.
@@ -291,6 +298,10 @@ impl NetDriver for Driver {
     }
 
     fn irq_enable(&mut self, queue: u16) -> bool {
+        let late = self.state.borrow_mut().late.take();
+        if let Some(frame) = late {
+            Port { state: self.state.clone() }.receive(&frame);
+        }
         self.with(queue, |q, _| {
             q.masked = false;
             q.raised = false;
