@@ -480,6 +480,11 @@ impl Kernel {
                     self.irq_poll();
                     sk = self.socks.take(id).expect("an owned socket is not freed");
                 }
+                Step::Softirq => {
+                    self.socks.put(sk);
+                    self.do_softirq();
+                    sk = self.socks.take(id).expect("an owned socket is not freed");
+                }
                 Step::Done(r) => break Some(r),
                 Step::Wait(events) => {
                     block(self, &mut sk, events);

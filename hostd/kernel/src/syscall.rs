@@ -534,4 +534,6 @@ pub enum Step<T> {
     /// Pending interrupts are taken (the socket stays owned: segments go to the backlog), then the
     /// operation is called again: a long call does not keep the NIC waiting.
     Resched,
+    /// As `Resched`, but for softirqs that the operation itself has raised.
+    Softirq,
 }

@@ -54,6 +54,9 @@ static const struct test_case cases[] = {
     {"connecting_edge", "b server l\na tcp c nb\na epoll e\na add e c in,out,rdhup,et\na epwait e\na connect c B:P0\na await c out\na epwait e\na epwait e\nb accept l s\nb close s\na epwait e", NULL},
     {"refused_edge", "a tcp c nb\na connect c B:P0\na epoll e\na add e c in,out,rdhup,et\na await c err\na epwait e\na epwait e\na get c SO_ERROR\na epwait e", NULL},
     {"udp_edge", "a udp c\na bind c A:P0\na epoll e\na add e c in,et\nb udp s\nb sendto s one A:P0\na epwait e\nb sendto s two A:P0\na epwait e\na recv c\na epwait e\na recv c\na epwait e", NULL},
+    {"shutdown_tells_the_other_end_first", LOOP "a epoll e\na add e c in\na add e s in\na shutdown c rdwr\na epwait e\na epwait e", NULL},
+    {"shutdown_tells_edges_in_order", LOOP "a epoll e\na add e s in,rdhup,et\na add e c in,rdhup,et\na epwait e\na shutdown s wr\na epwait e\na shutdown c rdwr\na epwait e\na shutdown s rd\na epwait e", NULL},
+    {"shutdown_with_data_on_the_way", LOOP "a epoll e\na add e c in\na add e s in\na send s xy\na shutdown c rdwr\na epwait e\na epwait e\na recv c\na recv s\na get s SO_ERROR", NULL},
     {"wakeup_flag", LINK "a epoll e\na add e c in,wakeup\nb send s x\na epwait e", NULL},
     {0}};
 const struct family epoll_family = {"epoll", cases};

@@ -44,6 +44,11 @@ impl Kernel {
         }
     }
 
+    /// True if packets wait in this CPU's backlog.
+    pub(crate) fn loopback_pending(&mut self) -> bool {
+        !self.cpu().backlog.is_empty()
+    }
+
     /// Takes packets from this CPU's backlog (Linux `process_backlog`): how many, and whether to come again.
     pub(crate) fn process_backlog(&mut self, weight: u32) -> (u32, bool) {
         let mut work = 0;

@@ -428,9 +428,30 @@ impl Kernel {
     /// `shutdown` (Linux `inet_shutdown`).
     pub(crate) fn sys_shutdown(&mut self, task: TaskId, fd: Fd, how: Shutdown) -> Result<(), Errno> {
         let (_, id) = self.fget_sock(task, fd)?;
-        self.lock_sock(id, |k, sk| k.inet_shutdown(sk, how)).ok_or(Errno::EBADF)?
+        let mut sent = None;
+        let shutdown = |k: &mut Self, sk: &mut Sock| match sent.take() {
+            // What goes over loopback arrives before this end's waiters hear of it (Linux `local_bh_enable` in `__dev_queue_xmit`).
+            None => {
+                let done = k.inet_shutdown(sk, how);
+                let heard = done != Err(Errno::EOPNOTSUPP);
+                if heard && k.loopback_pending() {
+                    sent = Some(done);
+                    return Step::Softirq;
+                }
+                if heard {
+                    k.sk_state_change(sk);
+                }
+                Step::Done(done)
+            }
+            Some(done) => {
+                k.sk_state_change(sk);
+                Step::Done(done)
+            }
+        };
+        self.with_sock(id, shutdown, |_, _, _| {}).flatten().ok_or(Errno::EBADF)?
     }
 
+    /// Linux `inet_shutdown` but for the last step, the news of it to waiters (unless it is `EOPNOTSUPP`).
     fn inet_shutdown(&mut self, sk: &mut Sock, how: Shutdown) -> Result<(), Errno> {
         if sk.family == AF_NETLINK {
             return Err(Errno::EOPNOTSUPP);
@@ -464,7 +485,6 @@ impl Kernel {
                 }
             }
         }
-        self.sk_state_change(sk);
         done
     }
 
