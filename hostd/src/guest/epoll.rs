@@ -13,7 +13,8 @@ use super::Map;
 use super::calls::{Finish, Outcome};
 use super::decode::msg::access_ok;
 use super::decode::{millis, timespec, u32_at, u64_at};
-use super::fds::{Kind, Link, look};
+use super::fds::{Kind, Link, look, open_descriptors, waiting_descriptors};
+use super::launch::descendants;
 use super::notify::{Listener, Notif};
 use super::reply::Reply;
 use super::table::Caller;
@@ -75,6 +76,20 @@ impl Sets {
         let numbers = data.filter_map(|d| u64::from_str_radix(d, 16).ok());
         let mut sets = numbers.filter(|d| d >> 32 == CANARY >> 32).map(|d| d as u32);
         sets.find(|n| self.list.contains_key(n))
+    }
+
+    /// Strikes sets out of a list that a process has.
+    fn strike_out(&self, pid: i32, list: &mut Vec<u32>) {
+        for fd in open_descriptors(pid) {
+            if list.is_empty() {
+                return;
+            }
+            if look(pid, fd) == Link::Epoll
+                && let Some(set) = self.identify(pid, fd)
+            {
+                list.retain(|&n| n != set);
+            }
+        }
     }
 
     /// A descriptor of some set is being closed.
@@ -299,25 +314,45 @@ impl Guests {
         }
     }
 
-    /// Frees sets to which no process refers any more. Only if one was being closed.
+    /// Frees sets to which nothing refers any more. Only if one was being closed.
+    ///
+    /// A set may be where no call has been heard of yet: in a process that has just been forked, or in a message that
+    /// nobody has received. In doubt it stays: the next closing, or end of a process, asks again.
     pub(super) fn sweep_sets(&mut self, shared: &Shared) {
         if self.sets.list.is_empty() {
             return;
         }
         self.sets.suspect = false;
-        let mut used = Vec::new();
+        let mut unused: Vec<u32> = self.sets.list.keys().copied().collect();
         for &tgid in self.procs.keys() {
-            for entry in std::fs::read_dir(format!("/proc/{tgid}/fd")).into_iter().flatten().flatten() {
-                let Some(fd) = entry.file_name().to_str().and_then(|n| n.parse().ok()) else { continue };
-                if look(tgid, fd) == Link::Epoll {
-                    used.extend(self.sets.identify(tgid, fd));
-                }
-            }
+            self.sets.strike_out(tgid, &mut unused);
         }
-        let unused: Vec<u32> = self.sets.list.keys().copied().filter(|n| !used.contains(n)).collect();
+        if unused.is_empty() {
+            return;
+        }
+        let programs = descendants();
+        for &pid in programs.iter().chain(self.procs.keys()) {
+            if self.receives_descriptors(pid) {
+                return;
+            }
+            self.sets.strike_out(pid, &mut unused);
+        }
+        // Whoever loses a parent meanwhile moves, and may not have been met.
+        if descendants() != programs {
+            return;
+        }
+        unused.sort_unstable();
         for number in unused {
             self.drop_set(shared, number);
         }
+    }
+
+    /// True if descriptors wait in a socket of a process. Linux says so from 5.10 on.
+    fn receives_descriptors(&self, pid: i32) -> bool {
+        open_descriptors(pid).into_iter().any(|fd| {
+            let Link::Socket(inode) = look(pid, fd) else { return false };
+            self.placeholders.find(inode).is_none() && waiting_descriptors(pid, fd) > 0
+        })
     }
 
     /// True if a sweep may find something.

@@ -148,6 +148,18 @@ pub fn status_flags(tid: i32, fd: i32) -> Option<i32> {
     i32::from_str_radix(flags.trim(), 8).ok()
 }
 
+/// Numbers of all descriptors of a process; none if it is gone.
+pub fn open_descriptors(pid: i32) -> Vec<i32> {
+    let entries = std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
+}
+
+/// How many descriptors wait to be received from an `AF_UNIX` socket of a process.
+pub fn waiting_descriptors(pid: i32, fd: i32) -> u32 {
+    let info = std::fs::read_to_string(format!("/proc/{pid}/fdinfo/{fd}")).unwrap_or_default();
+    info.lines().find_map(|l| l.strip_prefix("scm_fds:")?.trim().parse().ok()).unwrap_or(0)
+}
+
 /// True if a socket of a thread cannot leave the machine: `AF_UNIX`. Its name says of what kind it is.
 pub fn is_local(tid: i32, fd: i32) -> bool {
     let mut name = [0u8; 32];
@@ -177,7 +189,7 @@ fn parse(text: &[u8]) -> Link {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::fd::AsRawFd;
+    use std::os::fd::{AsFd, AsRawFd};
 
     #[test]
     fn entry_holds_until_the_number_is_closed() {
@@ -222,6 +234,20 @@ mod tests {
     }
 
     #[test]
+    fn descriptors_in_a_message_are_counted() {
+        use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+        let tid = std::process::id() as i32;
+        let (a, b) = std::os::unix::net::UnixStream::pair().expect("pair");
+        let passed = [a.as_fd(), b.as_fd()];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        assert!(control.push(SendAncillaryMessage::ScmRights(&passed)));
+        sendmsg(&a, &[std::io::IoSlice::new(b"x")], &mut control, SendFlags::empty()).expect("sent");
+        let waiting = |s: &std::os::unix::net::UnixStream| waiting_descriptors(tid, s.as_raw_fd());
+        assert_eq!((waiting(&a), waiting(&b), waiting_descriptors(tid, 1_000_000)), (0, 2, 0));
+    }
+
+    #[test]
     fn links_of_this_process() {
         let tid = std::process::id() as i32;
         let epoll = rustix::event::epoll::create(rustix::event::epoll::CreateFlags::CLOEXEC).expect("epoll");
@@ -237,6 +263,7 @@ mod tests {
         assert_eq!(descriptor_closes_on_exec(tid, file.as_raw_fd()), Some(true));
         assert_eq!((descriptor_closes_on_exec(tid, 0), descriptor_closes_on_exec(tid, 1_000_000)), (Some(false), None));
         assert_eq!(look(tid, 1_000_000), Link::None);
+        assert!(open_descriptors(tid).contains(&epoll.as_raw_fd()) && open_descriptors(-5).is_empty());
         assert_eq!(look(-5, 0), Link::None);
     }
 }

@@ -426,9 +426,22 @@ impl Outputs {
     }
 }
 
-/// Children of all threads of this process.
-fn children() -> Vec<i32> {
-    let threads = std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
+/// All processes that descend from this one, in order.
+pub fn descendants() -> Vec<i32> {
+    let mut all = children("self");
+    let mut at = 0;
+    while let Some(pid) = all.get(at) {
+        all.extend(children(&pid.to_string()));
+        at += 1;
+    }
+    all.sort_unstable();
+    all.dedup();
+    all
+}
+
+/// Children of all threads of a process.
+fn children(of: &str) -> Vec<i32> {
+    let threads = std::fs::read_dir(format!("/proc/{of}/task")).into_iter().flatten().flatten();
     let lists = threads.map(|t| std::fs::read_to_string(t.path().join("children")).unwrap_or_default());
     lists.flat_map(|l| l.split_whitespace().filter_map(|p| p.parse().ok()).collect::<Vec<_>>()).collect()
 }
@@ -436,7 +449,7 @@ fn children() -> Vec<i32> {
 /// Ends all processes that descend from this one, however they are called.
 pub fn kill_descendants() {
     for _ in 0..1000 {
-        let pids = children();
+        let pids = children("self");
         if pids.is_empty() {
             return;
         }

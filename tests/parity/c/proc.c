@@ -47,6 +47,46 @@ static void passed_listener(void) { script("a pair u v"), in_child(child_gives_l
 static void child_gives_set(void) { script("a epoll e\na server l P1\na tcp c\na connect c lo:P1\na add e l in\na sendfd v e\na sendfd v l"); }
 static void passed_set(void) { script("a pair u v"), in_child(child_gives_set), script("a recvfd u x\na recvfd u y\na epwait x\na accept y z\na epwait x"); }
 
+/* A child leaves a set to a child of its own, which makes no call of the network before both are told to go on. */
+static int gate[2];
+static void grandchild_waits(const sigset_t *told)
+{
+    int signo;
+    struct epoll_event e[8];
+    alarm(10);
+    sigwait(told, &signo);
+    char found = (char)('0' + epoll_wait(slots['e'], e, 8, 3000));
+    if (write(gate[1], &found, 1) == 1)
+        _exit(0);
+}
+static void child_leaves_set(void)
+{
+    script("a epoll e\na server l P1\na add e l in");
+    sigset_t told;
+    sigemptyset(&told);
+    sigaddset(&told, SIGUSR1);
+    sigprocmask(SIG_BLOCK, &told, NULL);
+    pid_t pid = fork();
+    if (pid == 0)
+        grandchild_waits(&told);
+    if (write(gate[1], &pid, sizeof pid) != sizeof pid)
+        _exit(1);
+}
+static void inherited_set(void)
+{
+    pid_t pid = 0;
+    char found = '-';
+    if (pipe(gate))
+        return;
+    in_child(child_leaves_set);
+    if (read(gate[0], &pid, sizeof pid) != sizeof pid)
+        return;
+    script("a tcp c\na connect c lo:P1");
+    kill(pid, SIGUSR1);
+    if (read(gate[0], &found, 1) == 1)
+        printf("a grandchild -> %c\n", found);
+}
+
 static void exec_keeps(void)
 {
     script(LINK "a tcp d cloexec\na connect d B:P0\nb accept l t");
@@ -103,11 +143,12 @@ static const struct test_case cases[] = {
     {"fork_child_adds_and_ends", NULL, fork_child_adds_and_ends}, {"fork_killed_child", NULL, fork_killed_child},
     {"exit_closes", NULL, exit_closes}, {"exit_with_unread_resets", NULL, exit_with_unread_resets},
     {"passed_to_child", NULL, passed_to_child}, {"passed_from_child", NULL, passed_from_child}, {"passed_listener", NULL, passed_listener},
-    {"passed_set", NULL, passed_set}, {"exec_keeps", NULL, exec_keeps}, {"many_threads", NULL, many_threads},
+    {"passed_set", NULL, passed_set}, {"inherited_set", NULL, inherited_set}, {"exec_keeps", NULL, exec_keeps}, {"many_threads", NULL, many_threads},
     {"sigkill_in_call", NULL, sigkill_in_call},
     {"passed_to_itself", LINK "a pair u v\na sendfd u c\na recvfd v x\nb send s hello\na recv x\na close c\na send x y\nb recv s\na close x\nb recv s", NULL},
     {"passed_and_dropped", LINK "a pair u v\na sendfd u c\na close c\nb poll 0 s\na close v\nb await s in\nb recv s", NULL},
     {"passed_stays_in_set", LINK "a pair u v\na epoll e\na add e c in\na sendfd u c\na recvfd v x\na close c\nb send s y\na epwait e\na close x\na epwait e", NULL},
+    {"set_in_flight", LINK "a pair u v\na epoll e\na add e c in\na sendfd u e\na close e\na tcp d\na epoll f\na close f\na tcp g\nb send s y\na recvfd v x\na epwait x\na recv c\na epwait x\na del x c\na sendfd u x\na sendfd u u\na close x\na epoll h\na close h\na recvfd v x\na add x c in\nb send s z\na epwait x", NULL},
     {"interrupted_recv", LINK "a sig usr1\na& recv c\na kill 1\na join\nb send s x\na recv c", NULL},
     {"restarted_recv", LINK "a sigr usr1\na& recv c\na kill 1\na blocked\nb send s x\na join\na sigs", NULL},
     {"restarted_many_times", LINK "a sigr usr1\na& recv c\na kill 1\na kill 1\na kill 1\na blocked\nb send s x\na join\na sigs", NULL},
