@@ -20,6 +20,7 @@ pub mod packet;
 pub mod raw;
 pub mod skb;
 pub mod sock;
+pub mod sock_opts;
 pub mod stat;
 pub mod syscall;
 pub mod sysctl;
