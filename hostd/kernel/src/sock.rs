@@ -23,7 +23,6 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use arrayvec::ArrayVec;
 use core::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
-use core::time::Duration;
 use ringlab_counters::DropReason;
 
 /// `AF_INET`.
