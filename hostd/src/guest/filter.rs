@@ -120,6 +120,11 @@ const FCNTL: &[u32] = &[3, 4, 8, 9, 10, 11, 15, 16];
 /// `ioctl` requests of sockets beside the range 0x8900 to 0x8bff: `FIONBIO`, `FIONREAD`, `FIOASYNC`, `TIOCOUTQ`.
 const IOCTL: &[u32] = &[0x5421, 0x541b, 0x5452, 0x5411];
 
+/// Faults of kernels, hostd's copies among them, are not the program's to answer.
+const UFFD_USER_MODE_ONLY: u32 = 1;
+/// `ioctl` of `/dev/userfaultfd`; its argument are the flags.
+const USERFAULTFD_IOC_NEW: u32 = 0xaa00;
+
 /// i386: `socketcall`, `socket` to `shutdown`, io_uring.
 const I386_NETWORK: &[(u32, u32)] = &[(102, 103), (359, 374), (425, 428)];
 
@@ -153,7 +158,10 @@ pub fn program() -> Vec<Insn> {
     let mapped = [load(arg(3)), and((libc::MAP_SHARED | libc::MAP_ANONYMOUS) as u32), jeq(libc::MAP_SHARED as u32, 1, 0)];
     when(&mut p, libc::SYS_mmap, [&mapped[..], &[ret(RET_ALLOW), ret(RET_NOTIFY)]].concat());
     when(&mut p, libc::SYS_fcntl, listed(FCNTL));
-    let mut ioctl = vec![load(arg(1)), and(0xffff), jge(0x8900, 0, 2), jge(0x8c00, 1, 0), ret(RET_NOTIFY)];
+    // Memory whose faults the program answers itself would keep hostd waiting for it; Linux allows it to the privileged only.
+    when(&mut p, libc::SYS_userfaultfd, vec![load(arg(0)), jset(UFFD_USER_MODE_ONLY, 0, 1), ret(RET_ALLOW), ret(RET_EPERM)]);
+    let mut ioctl = vec![load(arg(1)), jeq(USERFAULTFD_IOC_NEW, 0, 3), load(arg(2)), jset(UFFD_USER_MODE_ONLY, 1, 0), ret(RET_EPERM)];
+    ioctl.extend([load(arg(1)), and(0xffff), jge(0x8900, 0, 2), jge(0x8c00, 1, 0), ret(RET_NOTIFY)]);
     ioctl.extend(listed(IOCTL));
     when(&mut p, libc::SYS_ioctl, ioctl);
     // hostd reads and writes the memory of its guests: one that hides it gets its way in name only.
@@ -284,6 +292,15 @@ mod tests {
         }
         assert_eq!(decide(ARCH_X86_64, X32_BIT | 41, [2, 1, 0, 0, 0, 0]), RET_ENOSYS);
         assert_eq!(native(libc::SYS_io_uring_setup, [1, 0]), RET_ENOSYS);
+    }
+
+    #[test]
+    fn faults_of_kernels_are_not_the_programs_to_answer() {
+        let device = |flags| decide(ARCH_X86_64, libc::SYS_ioctl as u32, [3, USERFAULTFD_IOC_NEW.into(), flags, 0, 0, 0]);
+        for (flags, want) in [(0, RET_EPERM), (1, RET_ALLOW), (libc::O_CLOEXEC as u64, RET_EPERM), (libc::O_CLOEXEC as u64 | 1, RET_ALLOW)]
+        {
+            assert_eq!((native(libc::SYS_userfaultfd, [flags, 0]), device(flags)), (want, want), "{flags:#x}");
+        }
     }
 
     #[test]
