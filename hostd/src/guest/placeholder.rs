@@ -10,7 +10,7 @@ use super::token::{self, Token};
 use rustix::event::{PollFd, PollFlags, Timespec, epoll, poll};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use rustix::net::{AddressFamily, Shutdown, SocketFlags, SocketType, shutdown, socketpair};
 use std::collections::hash_map::Entry;
 
 struct End {
@@ -39,6 +39,9 @@ impl Placeholders {
     /// `EMFILE`, `ENFILE`, `ENOMEM`.
     pub fn make(&mut self, handle: i32, epoll: &OwnedFd) -> Result<(OwnedFd, u64), Errno> {
         let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+        // What reaches it past the filter (a program of another instruction set, a descriptor that is exchanged while a call is
+        // let go) fails, instead of being kept here: octets, and descriptors that would hold on to each other.
+        shutdown(&theirs, Shutdown::Write)?;
         let inode = rustix::fs::fstat(&theirs)?.st_ino;
         // HUP is reported unasked.
         epoll::add(epoll, &ours, token::data(Token::Placeholder(handle)), epoll::EventFlags::empty())?;
@@ -112,5 +115,19 @@ mod tests {
         all.remove(7);
         assert_eq!(all.find(second), None);
         assert!(all.by_inode.is_empty() && !all.is_gone(7));
+    }
+
+    #[test]
+    fn nothing_is_kept_that_is_written_to_a_placeholder() {
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).expect("epoll");
+        let mut all = Placeholders::default();
+        let end = all.make(7, &epoll).expect("made");
+        assert_eq!(rustix::net::send(&end, b"x", rustix::net::SendFlags::NOSIGNAL), Err(Errno::PIPE));
+        assert!(!all.is_gone(7));
+        let mut events = Vec::with_capacity(4);
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        assert_eq!(epoll::wait(&epoll, rustix::buffer::spare_capacity(&mut events), Some(&now)), Ok(0));
+        drop(end);
+        assert!(all.is_gone(7));
     }
 }
