@@ -96,10 +96,9 @@ impl FdCache {
         gone
     }
 
-    /// Everything may have changed.
+    /// Everything may have changed. What other threads are closing is not closed for that.
     pub fn clear(&mut self) {
         self.known.clear();
-        self.tombs.clear();
     }
 }
 
@@ -205,6 +204,16 @@ mod tests {
         cache.closed(100);
         cache.note(3, Kind::Real);
         assert_eq!(cache.get(3), Some(Kind::Real));
+    }
+
+    #[test]
+    fn close_of_another_thread_outlasts_what_changes_everything() {
+        let mut cache = FdCache::default();
+        cache.note(5, Kind::Real);
+        cache.closing(3, 100);
+        cache.clear();
+        cache.note(3, Kind::Modelled(7));
+        assert_eq!((cache.get(3), cache.get(5)), (None, None));
     }
 
     #[test]

@@ -52,8 +52,8 @@ pub struct Proc {
     pub(super) threads: Vec<i32>,
     /// There was no number for a descriptor when one was last wanted.
     pub(super) full: bool,
-    /// The thread that has called `exec`: the next call comes from the new program, if that succeeded.
-    pub(super) execs: Option<i32>,
+    /// Threads that have called `exec`: the next call comes from the new program, if one succeeded.
+    pub(super) execs: Vec<i32>,
 }
 
 #[derive(Debug)]

@@ -24,8 +24,12 @@ impl Guests {
             let tgid = task.tgid;
             // After a success the process has one thread, its first; after a failure the caller goes on.
             let over = |by: i32| by == tid || tid == tgid && !exists(tgid, by);
-            if self.procs.get(&tgid).and_then(|p| p.execs).is_some_and(over) {
-                self.after_exec(shared, tgid, tid);
+            if let Some(proc) = self.procs.get_mut(&tgid).filter(|p| !p.execs.is_empty()) {
+                let before = proc.execs.len();
+                proc.execs.retain(|&by| !over(by));
+                if proc.execs.len() < before {
+                    self.after_exec(shared, tgid, tid);
+                }
             }
             return self.tasks.get(&tid).map(|t| t.caller(tid));
         }
@@ -53,14 +57,13 @@ impl Guests {
         }
         let pidfd = pidfd_open(Pid::from_raw(tgid)?, PidfdFlags::empty()).ok()?;
         ep::add(&*self.epoll, &pidfd, token::data(Token::Process(tgid)), ep::EventFlags::IN).ok()?;
-        self.procs.insert(tgid, Proc { cache: Default::default(), pidfd, threads: Vec::new(), full: false, execs: None });
+        self.procs.insert(tgid, Proc { cache: Default::default(), pidfd, threads: Vec::new(), full: false, execs: Vec::new() });
         Some(())
     }
 
     /// The first call after an `exec`, if it succeeded: other threads are gone, descriptors may be.
     fn after_exec(&mut self, shared: &Shared, tgid: i32, tid: i32) {
         let Some(proc) = self.procs.get_mut(&tgid) else { return };
-        proc.execs = None;
         proc.cache.clear();
         let others: Vec<i32> = proc.threads.iter().copied().filter(|&t| t != tid).collect();
         for other in others.into_iter().filter(|&t| !exists(tgid, t)) {
@@ -121,7 +124,9 @@ impl Guests {
         if fd < 0 {
             return Kind::None;
         }
-        if let Some(kind) = self.procs.get(&caller.tgid).and_then(|p| p.cache.get(fd)) {
+        // While a thread is in `exec`, whose end shows later, nothing that is known need be right.
+        let known = |p: &Proc| p.execs.is_empty().then(|| p.cache.get(fd)).flatten();
+        if let Some(kind) = self.procs.get(&caller.tgid).and_then(known) {
             return kind;
         }
         let kind = match look(caller.tid, fd) {
@@ -191,8 +196,9 @@ impl Guests {
         let pidfd = &self.procs.get(&caller.tgid)?.pidfd;
         let copy = rustix::process::pidfd_getfd(pidfd, fd, PidfdGetfdFlags::empty());
         // Refused by the profile of a container: pipes, files and terminals can be opened afresh.
-        copy.or_else(|_| open(format!("/proc/{}/fd/{fd}", caller.tid), OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty()))
-            .ok()
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+        let copy = copy.or_else(|_| open(format!("/proc/{}/fd/{fd}", caller.tid), flags, Mode::empty()));
+        copy.ok()
     }
 
     /// An answer that nobody takes any more.

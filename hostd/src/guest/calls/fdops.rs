@@ -80,7 +80,7 @@ impl Guests {
 
     pub(super) fn sys_exec(&mut self, c: Caller) -> Outcome {
         if let Some(proc) = self.procs.get_mut(&c.tgid) {
-            proc.execs = Some(c.tid);
+            proc.execs.push(c.tid);
         }
         self.sets.suspect();
         Outcome::Continue
