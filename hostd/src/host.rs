@@ -327,12 +327,15 @@ impl Shared {
         listens
     }
 
-    /// Ends a guest's task, whatever it does.
-    pub fn end_guest_task(&self, task: TaskId) {
+    /// Ends a guest's task, whatever it does. What its call has returned and nobody has taken.
+    pub fn end_guest_task(&self, task: TaskId) -> Option<Ret> {
         self.kernel.borrow_mut().exit(task);
-        self.guest_returns.borrow_mut().retain(|r| r.0 != task);
+        let mut returns = self.guest_returns.borrow_mut();
+        let untaken = returns.iter().position(|r| r.0 == task).and_then(|at| returns.remove(at));
+        drop(returns);
         // What closing its descriptors has set going.
         self.handle(Event::Timer);
+        untaken.map(|(_, ret)| ret)
     }
 
     /// The oldest result of a guest's blocked call.

@@ -291,7 +291,7 @@ impl Guests {
     fn on_return(&mut self, shared: &Shared, id: TaskId, ret: Ret) {
         let Some(&tid) = self.by_task.get(&id.0) else {
             // It lingered for a process that is gone.
-            return shared.end_guest_task(id);
+            return drop(shared.end_guest_task(id));
         };
         let Some(task) = self.tasks.get_mut(&tid) else { return };
         let Some(pending) = task.pending.take() else { return };

@@ -9,7 +9,7 @@ use super::table::{Caller, Proc, Task};
 use super::token::{self, Token};
 use crate::host::Shared;
 use ringlab_kernel::cpu::sched::TaskId;
-use ringlab_kernel::syscall::Call;
+use ringlab_kernel::syscall::{Call, Ret};
 use ringlab_kernel::vfs::fd::NR_OPEN;
 use rustix::event::epoll as ep;
 use rustix::fd::OwnedFd;
@@ -96,7 +96,9 @@ impl Guests {
             proc.threads.retain(|&t| t != tid);
             proc.cache.closed(tid);
         }
-        shared.end_guest_task(task.id);
+        if let Some(Ret::Accepted(handle, _)) = shared.end_guest_task(task.id) {
+            self.close_handle(shared, handle);
+        }
         for reply in task.interrupted.iter().filter_map(Interrupted::reply) {
             self.drop_reply(shared, reply);
         }
@@ -187,7 +189,7 @@ impl Guests {
         // It may take its time: a task of its own waits. The one that holds all files must not.
         let id: TaskId = shared.clone_task(root, "linger");
         if shared.guest_syscall(id, Call::Close(handle)).is_some() {
-            shared.end_guest_task(id);
+            drop(shared.end_guest_task(id));
         }
     }
 
