@@ -7,6 +7,7 @@
 
 use super::Map;
 use super::token::{self, Token};
+use crate::limits::is_last;
 use rustix::event::{PollFd, PollFlags, Timespec, epoll, poll};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::io::Errno;
@@ -39,6 +40,9 @@ impl Placeholders {
     /// `EMFILE`, `ENFILE`, `ENOMEM`.
     pub fn make(&mut self, handle: i32, epoll: &OwnedFd) -> Result<(OwnedFd, u64), Errno> {
         let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+        if is_last(theirs.as_fd()) {
+            return Err(Errno::NFILE);
+        }
         // What reaches it past the filter (a program of another instruction set, a descriptor that is exchanged while a call is
         // let go) fails, instead of being kept here: octets, and descriptors that would hold on to each other.
         shutdown(&theirs, Shutdown::Write)?;

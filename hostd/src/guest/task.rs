@@ -8,11 +8,12 @@ use super::reply::Reply;
 use super::table::{Caller, Proc, Task};
 use super::token::{self, Token};
 use crate::host::Shared;
+use crate::limits::is_last;
 use ringlab_kernel::cpu::sched::TaskId;
 use ringlab_kernel::syscall::{Call, Ret};
 use ringlab_kernel::vfs::fd::NR_OPEN;
 use rustix::event::epoll as ep;
-use rustix::fd::OwnedFd;
+use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{Mode, OFlags, open};
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_open};
 use tracing::debug;
@@ -200,7 +201,7 @@ impl Guests {
         // Refused by the profile of a container: pipes, files and terminals can be opened afresh.
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
         let copy = copy.or_else(|_| open(format!("/proc/{}/fd/{fd}", caller.tid), flags, Mode::empty()));
-        copy.ok()
+        copy.ok().filter(|copy| !is_last(copy.as_fd()))
     }
 
     /// An answer that nobody takes any more.
