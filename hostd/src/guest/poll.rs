@@ -10,7 +10,7 @@ use super::epoll::EpollFinish;
 use super::fds::Kind;
 use super::mask::{Mask, Stopping};
 use super::notify::{Listener, Notif};
-use super::reply::Reply;
+use super::reply::{Reply, limit_of};
 use super::table::Caller;
 use super::token::{self, Token};
 use crate::host::Shared;
@@ -28,6 +28,8 @@ use std::time::Duration;
 const POLLFD: usize = 8;
 /// Most descriptors of a call.
 const MOST: u64 = 1 << 20;
+/// So many descriptors are no question of limits: those of a `fd_set` as C libraries have it.
+const FEW: usize = 1024;
 
 const IN_SET: u16 = 0x0040 | 0x0080 | 0x0001 | 0x0010 | 0x0008;
 const OUT_SET: u16 = 0x0200 | 0x0100 | 0x0004 | 0x0008;
@@ -125,7 +127,7 @@ impl Guests {
     /// What a `select` asks; `None` if it asks nothing of the model.
     pub(super) fn read_select(&mut self, shared: &Shared, c: Caller, n: &Notif) -> Result<Option<Box<PollFinish>>, Errno> {
         let a = &n.args;
-        let count = usize::try_from(a[0] as i32).map_err(|_| Errno::EINVAL)?.min(MOST as usize);
+        let count = looked_at(c.tid, usize::try_from(a[0] as i32).map_err(|_| Errno::EINVAL)?);
         let at = [a[1], a[2], a[3]];
         let mut sets = [vec![0u64; count.div_ceil(64)], vec![0; count.div_ceil(64)], vec![0; count.div_ceil(64)]];
         for (set, &at) in sets.iter_mut().zip(&at).filter(|(s, at)| **at != 0 && !s.is_empty()) {
@@ -176,6 +178,9 @@ impl Guests {
         }
         if modelled.is_empty() {
             return Ok(None);
+        }
+        if matches!(form, Form::Poll(_)) && entries.len() > FEW && limit_of(c.tgid).is_some_and(|limit| entries.len() as u64 > limit) {
+            return Err(Errno::EINVAL);
         }
         let mut real = Vec::new();
         for i in others {
@@ -389,6 +394,17 @@ impl Entry {
     }
 }
 
+/// Descriptors that `select` looks at: not more than the table has room for, whatever the program says (Linux `core_sys_select`). Its
+/// sets may be as short as that.
+fn looked_at(tid: i32, count: usize) -> usize {
+    if count <= FEW {
+        return count;
+    }
+    let status = std::fs::read_to_string(format!("/proc/{tid}/status")).unwrap_or_default();
+    let size = status.lines().find_map(|l| l.strip_prefix("FDSize:")).and_then(|n| n.trim().parse().ok());
+    count.min(size.unwrap_or(FEW))
+}
+
 fn read_time(c: Caller, at: u64, parse: fn(&[u8; 16]) -> Option<Duration>) -> Result<Option<Duration>, Errno> {
     if at == 0 {
         return Ok(None);
@@ -396,4 +412,17 @@ fn read_time(c: Caller, at: u64, parse: fn(&[u8; 16]) -> Option<Duration>) -> Re
     let mut b = [0; 16];
     c.mem.read(at, &mut b)?;
     parse(&b).map(Some).ok_or(Errno::EINVAL)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn select_looks_at_no_more_than_the_table_holds() {
+        let own = std::process::id() as i32;
+        assert_eq!((looked_at(own, 0), looked_at(own, 1024)), (0, 1024));
+        let size = looked_at(own, i32::MAX as usize);
+        assert!(size >= 64 && size < i32::MAX as usize && size % 64 == 0, "{size}");
+    }
 }

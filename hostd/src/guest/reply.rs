@@ -109,7 +109,7 @@ fn open_descriptors(tgid: i32) -> Option<u64> {
 }
 
 /// `RLIMIT_NOFILE` of a process.
-fn limit_of(tgid: i32) -> Option<u64> {
+pub(super) fn limit_of(tgid: i32) -> Option<u64> {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: the structure is written before the call returns; nothing is set.
     let done = unsafe { libc::prlimit(tgid, libc::RLIMIT_NOFILE, core::ptr::null(), &raw mut limit) };
