@@ -11,7 +11,7 @@ use ringlab_kernel::wait::queue::PollEvents;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Component, Path, PathBuf};
 use std::rc::Rc;
 
@@ -296,7 +296,8 @@ fn open_file(root: &Path, path: &str) -> Option<(Body, u64, &'static str)> {
         full.push("index.html");
     }
     let full = full.canonicalize().ok().filter(|f| f.starts_with(root))?;
-    let file = File::open(&full).ok()?;
+    // Whatever it is: opening it must not wait, as that of a pipe does.
+    let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(&full).ok()?;
     let meta = file.metadata().ok().filter(std::fs::Metadata::is_file)?;
     Some((Body::File(file), meta.len(), content_type(&full)))
 }
@@ -343,10 +344,11 @@ mod tests {
         std::fs::create_dir_all(root.join("sub")).expect("made");
         std::fs::write(root.join("sub/index.html"), "x").expect("written");
         std::os::unix::fs::symlink("/etc/passwd", root.join("out")).expect("made");
+        rustix::fs::mknodat(rustix::fs::CWD, root.join("pipe"), rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU, 0).expect("made");
         let root = root.canonicalize().expect("exists");
         assert!(open_file(&root, "/sub/").is_some());
         assert!(open_file(&root, "/sub/index.html").is_some());
-        for bad in ["/../etc/passwd", "/out", "/sub/../../x", "/nothing", "/\0", "/"] {
+        for bad in ["/../etc/passwd", "/out", "/sub/../../x", "/pipe", "/nothing", "/\0", "/"] {
             assert!(open_file(&root, bad).is_none(), "{bad:?}");
         }
         std::fs::remove_dir_all(&root).expect("removed");
