@@ -82,6 +82,20 @@ print([x == [d] or x for x in select.select([d, r], [], [], 5)])
 }
 
 #[test]
+fn sendfile_of_a_file_that_comes_in_small_pieces_ends() {
+    // `/proc` gives a page at a time: more than a thousand pieces, none of which waits.
+    let script = "
+open('/proc/sys/net/core/wmem_max', 'w').write('33554432')
+l = socket.create_server(('127.0.0.1', 0)); c = socket.socket()
+c.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 24); c.connect(l.getsockname()); d, _ = l.accept()
+f = open('/proc/kallsyms', 'rb'); c.setblocking(False); n = os.sendfile(c.fileno(), f.fileno(), None, 1 << 24); c.close()
+got = b''.join(iter(lambda: d.recv(1 << 20), b''))
+print(n > 1 << 20, got == open('/proc/kallsyms', 'rb').read(n))
+";
+    prints(&format!("{GET}{script}"), "True True\n");
+}
+
+#[test]
 fn asyncio_opens_fifty_connections() {
     let script = "
 async def one():

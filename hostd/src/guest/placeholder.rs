@@ -125,7 +125,7 @@ mod tests {
     fn nothing_is_kept_that_is_written_to_a_placeholder() {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).expect("epoll");
         let mut all = Placeholders::default();
-        let end = all.make(7, &epoll).expect("made");
+        let (end, _) = all.make(7, &epoll).expect("made");
         assert_eq!(rustix::net::send(&end, b"x", rustix::net::SendFlags::NOSIGNAL), Err(Errno::PIPE));
         assert!(!all.is_gone(7));
         let mut events = Vec::with_capacity(4);

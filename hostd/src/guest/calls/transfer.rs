@@ -41,6 +41,28 @@ impl Transfer {
     pub fn has_moved(&self) -> bool {
         self.done > 0
     }
+
+    /// Reads the next piece; its octets.
+    fn read(&mut self) -> Result<u64> {
+        let mut buf = self.buf.borrow_mut();
+        buf.resize(self.left.min(PIECE) as usize, 0);
+        let read = rustix::io::pread(&self.file, &mut buf[..], self.at);
+        self.piece = read.map_err(|errno| Errno::from_raw(errno.raw_os_error()).unwrap_or(Errno::EIO))? as u64;
+        Ok(self.piece)
+    }
+
+    /// Counts what was sent of a piece; the error with which the transfer ends, if it does.
+    fn sent(&mut self, ret: &Ret) -> Option<Option<Errno>> {
+        let sent = match ret {
+            Ret::Value(sent) => *sent as u64,
+            Ret::Err(errno) => return Some(Some(*errno)),
+            _ => return Some(Some(Errno::EIO)),
+        };
+        self.at += sent;
+        self.done += sent;
+        self.left -= sent.min(self.left);
+        (sent < self.piece || self.left == 0).then_some(None)
+    }
 }
 
 impl Guests {
@@ -71,47 +93,39 @@ impl Guests {
         };
         let buf = Rc::default();
         let t = Transfer { handle, file, at, left: a[3].min(msg::MAX_RW), done: 0, piece: 0, offset: a[2], buf };
-        self.piece(shared, c, listener, n, Box::new(t));
+        self.pieces(shared, c, listener, n, Box::new(t));
         Ok(Outcome::Taken)
     }
 
-    /// Reads a piece and sends it; none left: answers.
-    fn piece(&mut self, shared: &Shared, c: Caller, listener: &Rc<Listener>, n: &Notif, mut t: Box<Transfer>) {
-        let want = t.left.min(PIECE);
-        let read = {
-            let mut buf = t.buf.borrow_mut();
-            buf.resize(want as usize, 0);
-            rustix::io::pread(&t.file, &mut buf[..], t.at)
-        };
-        t.piece = match read {
-            Ok(len) => len as u64,
-            Err(errno) => return self.transferred(shared, c, listener, n, &t, Errno::from_raw(errno.raw_os_error())),
-        };
-        if t.piece == 0 {
-            return self.transferred(shared, c, listener, n, &t, None);
+    /// Reads pieces and sends them, until the model does not return at once; none left: answers.
+    fn pieces(&mut self, shared: &Shared, c: Caller, listener: &Rc<Listener>, n: &Notif, mut t: Box<Transfer>) {
+        loop {
+            match t.read() {
+                Ok(0) => return self.transferred(shared, c, listener, n, &t, None),
+                Ok(_) => {}
+                Err(errno) => return self.transferred(shared, c, listener, n, &t, Some(errno)),
+            }
+            let flags = if t.left > t.piece { MORE } else { 0 };
+            let iov = Iov::One(UserSlice { addr: 0, len: t.piece });
+            self.memory.set_bounce(c.task, Some(t.buf.clone()));
+            let call = Call::Send { fd: t.handle, iov, flags, to: None, control: Vec::new() };
+            let Some(ret) = shared.guest_syscall(c.task, call) else { return self.block(c, listener, n, Finish::Transfer(t)) };
+            // As `start` does: the signal is there before the call is seen to return.
+            self.raise_signals(shared);
+            self.memory.set_bounce(c.task, None);
+            if let Some(error) = t.sent(&ret) {
+                return self.transferred(shared, c, listener, n, &t, error);
+            }
         }
-        let flags = if t.left > t.piece { MORE } else { 0 };
-        let iov = Iov::One(UserSlice { addr: 0, len: t.piece });
-        self.memory.set_bounce(c.task, Some(t.buf.clone()));
-        let call = Call::Send { fd: t.handle, iov, flags, to: None, control: Vec::new() };
-        self.start(shared, c, listener, n, call, Finish::Transfer(t));
     }
 
-    /// A piece is sent, or part of it.
+    /// A piece that had to wait is sent, or part of it.
     pub(super) fn next_piece(&mut self, shared: &Shared, c: Caller, listener: &Rc<Listener>, n: &Notif, mut t: Box<Transfer>, ret: Ret) {
         self.memory.set_bounce(c.task, None);
-        let sent = match ret {
-            Ret::Value(sent) => sent as u64,
-            Ret::Err(errno) => return self.transferred(shared, c, listener, n, &t, Some(errno)),
-            _ => return self.transferred(shared, c, listener, n, &t, Some(Errno::EIO)),
-        };
-        t.at += sent;
-        t.done += sent;
-        t.left -= sent.min(t.left);
-        if sent < t.piece || t.left == 0 {
-            return self.transferred(shared, c, listener, n, &t, None);
+        match t.sent(&ret) {
+            Some(error) => self.transferred(shared, c, listener, n, &t, error),
+            None => self.pieces(shared, c, listener, n, t),
         }
-        self.piece(shared, c, listener, n, t);
     }
 
     fn transferred(&mut self, shared: &Shared, c: Caller, listener: &Rc<Listener>, n: &Notif, t: &Transfer, error: Option<Errno>) {
