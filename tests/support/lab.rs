@@ -108,7 +108,7 @@ impl Default for Site {
 
 impl Drop for Site {
     fn drop(&mut self) {
-        let _ = self.run(&["destroy", "--all"]);
+        stale::end_site(&self.dir);
         let _ = std::fs::remove_dir_all(&self.dir);
     }
 }
