@@ -2,6 +2,7 @@
 //!
 //! No algorithm here uses them yet; `TCP_INFO` shows them, and one that paces finds them.
 
+use super::header::flag;
 use super::sock::TcpSock;
 use crate::skb::TcpCb;
 use crate::time::Instant;
@@ -20,7 +21,7 @@ pub struct Rate {
     pub app_limited: Option<u32>,
     /// Last sample: segments and interval.
     pub last: Option<(u32, Duration)>,
-    /// It was limited by the program.
+    /// It was limited by the program; true before there is one.
     pub last_app_limited: bool,
     /// Segments marked lost in all.
     pub lost: u32,
@@ -61,6 +62,9 @@ impl TcpSock {
 
     /// A segment was acknowledged or SACKed (Linux `tcp_rate_skb_delivered`).
     pub(crate) fn rate_skb_delivered(&mut self, cb: &TcpCb, rs: &mut RateSample) {
+        if cb.flags & flag::SYN != 0 {
+            return; // Linux stamps segments only once there is something to measure against
+        }
         let newest = rs.prior_at.is_none() || cb.delivered.wrapping_sub(rs.prior_delivered) as i32 >= 0;
         if newest {
             rs.prior_delivered = cb.delivered;
@@ -82,7 +86,14 @@ impl TcpSock {
         let Some(prior) = rs.prior_at else { return };
         rs.delivered = self.rate.delivered.wrapping_sub(rs.prior_delivered);
         rs.interval = rs.interval.max(now.since(prior));
-        if !rs.interval.is_zero() {
+        // Faster than any round trip was: an ACK of what had been lost and sent again.
+        if rs.interval.is_zero() || rs.interval.as_micros() < u128::from(self.rtt.min_rtt_us) && self.rtt.min_rtt_us != u32::MAX {
+            return;
+        }
+        // What the program limited says something only if it is faster still.
+        let faster =
+            |(n, interval): (u32, Duration)| u128::from(rs.delivered) * interval.as_nanos() >= u128::from(n) * rs.interval.as_nanos();
+        if !rs.app_limited || self.rate.last.is_none_or(faster) {
             self.rate.last = Some((rs.delivered, rs.interval));
             self.rate.last_app_limited = rs.app_limited;
         }

@@ -299,7 +299,7 @@ impl TcpSock {
             prior_ssthresh: 0,
             ecn: Ecn::default(),
             rack: Rack::default(),
-            rate: Rate::default(),
+            rate: Rate { last_app_limited: true, ..Rate::default() },
             pacing: Pacing::default(),
             tsq: Tsq::default(),
             rtt: Rtt::default(),

@@ -2,6 +2,7 @@
 
 use super::TcpInfo;
 use super::cong::{CaState, Cong};
+use super::parts::Listen;
 use super::sock::{TcpSock, Urg, tp};
 use super::state::State;
 use crate::Kernel;
@@ -10,6 +11,7 @@ use crate::sock::{RCV_SHUTDOWN, SEND_SHUTDOWN, Sock};
 use crate::syscall::OptVal;
 use crate::time::Instant;
 use crate::wait::queue::PollEvents;
+use alloc::vec;
 use alloc::vec::Vec;
 use core::time::Duration;
 
@@ -48,6 +50,8 @@ const MAX_KEEPALIVE: i32 = 32767;
 const MAX_PROBES: i32 = 127;
 /// Octets of Linux's `struct tcp_info` up to `tcpi_total_rto_time`.
 const INFO_LEN: usize = 248;
+/// Microseconds of a tick of Linux's clock (`CONFIG_HZ` of Debian), in which it keeps time-outs.
+const JIFFY_US: u32 = 4000;
 
 impl Kernel {
     /// `setsockopt(IPPROTO_TCP)`.
@@ -348,6 +352,9 @@ fn retrans_to_secs(n: u8) -> i32 {
 impl TcpSock {
     /// `struct tcp_info` as Linux lays it out on x86-64.
     pub(crate) fn info_bytes(&self, now: Instant) -> Vec<u8> {
+        if let Some(queues) = &self.listen {
+            return self.listener_info(queues);
+        }
         let mut b = Vec::with_capacity(INFO_LEN);
         let o = &self.rx_opt;
         let options = u8::from(o.tstamp_ok) | u8::from(o.sack_ok) << 1 | u8::from(o.wscale_ok) << 2 | u8::from(self.ecn.ok) << 3;
@@ -362,15 +369,13 @@ impl TcpSock {
         b.extend([o.snd_wscale | o.rcv_wscale << 4, u8::from(self.rate.last_app_limited)]);
         let ms = |t: Instant| now.since(t).as_millis() as u32;
         let us = |d: Duration| d.as_micros() as u32;
-        let unacked = self.listen.as_ref().map_or(self.packets_out, |l| l.accept_queue.len() as u32);
-        let sacked = self.listen.as_ref().map_or(self.sacked_out, |l| l.max_backlog);
         let words: [u32; 24] = [
-            us(self.rto),
+            us(self.rto).next_multiple_of(JIFFY_US),
             us(self.ack.ato),
             self.mss_cache,
             self.ack.rcv_mss,
-            unacked,
-            sacked,
+            self.packets_out,
+            self.sacked_out,
             self.lost_out,
             self.retrans_out,
             0,
@@ -415,6 +420,20 @@ impl TcpSock {
             b.extend(w.to_le_bytes());
         }
         debug_assert_eq!(b.len(), INFO_LEN);
+        b
+    }
+
+    /// Of a listener Linux shows little more than its queue.
+    fn listener_info(&self, queues: &Listen) -> Vec<u8> {
+        let mut b = vec![0; INFO_LEN];
+        b[0] = self.state as u8;
+        let words = [(24, queues.accept_queue.len() as u32), (28, queues.max_backlog), (80, self.cwnd.cwnd), (88, self.reordering)];
+        for (at, word) in words {
+            b[at..at + 4].copy_from_slice(&word.to_le_bytes());
+        }
+        for (at, rate) in [(104, self.pacing.rate), (112, self.pacing.max)] {
+            b[at..at + 8].copy_from_slice(&rate.to_le_bytes());
+        }
         b
     }
 }

@@ -65,6 +65,8 @@ pub struct AckCtx {
     pub flag: AckFlags,
     /// `snd_una` before.
     pub prior_snd_una: SeqNum,
+    /// Forward-most SACKed octet before.
+    pub prior_fack: SeqNum,
     /// Lowest segment delivered out of order.
     pub reord: SeqNum,
     /// When the first segment that it SACKed was sent.
@@ -90,7 +92,7 @@ impl Kernel {
         let now = self.now;
         let ack = skb.tcp.ack_seq;
         let tp = tp!(sk);
-        let mut ctx = AckCtx { flag, prior_snd_una: tp.snd_una, reord: tp.snd_nxt, ..AckCtx::default() };
+        let mut ctx = AckCtx { flag, prior_snd_una: tp.snd_una, prior_fack: tp.fack(), reord: tp.snd_nxt, ..AckCtx::default() };
         if ack.before(tp.snd_una) {
             // RFC 5961 §5.2: older than any window we had is an attack.
             if ack.before(tp.snd_una - tp.max_window.max(1)) {
@@ -230,8 +232,9 @@ impl Kernel {
     fn tcp_clean_rtx_queue(&mut self, sk: &mut Sock, ctx: &mut AckCtx) {
         let now = self.now;
         let tp = tp!(sk);
-        let (prior_fack, prior_sacked) = (tp.fack(), tp.sacked_out);
         let high_seq = tp.high_seq;
+        // Lowest that was neither sent again nor SACKed before.
+        let mut reord = tp.snd_una;
         let (mut first, mut last): (Option<Instant>, Option<Instant>) = (None, None);
         let mut freed = 0u32;
         let mut acked = 0u32;
@@ -256,7 +259,7 @@ impl Kernel {
             } else if cb.sacked & SACKED_ACKED == 0 {
                 first.get_or_insert(cb.sent_at);
                 last = Some(cb.sent_at);
-                ctx.reord = ctx.reord.earliest(cb.seq);
+                reord = reord.earliest(cb.seq);
                 if cb.end_seq.at_or_before(high_seq) {
                     ctx.flag |= AckFlags::ORIG_SACK_ACKED;
                 }
@@ -288,16 +291,10 @@ impl Kernel {
         }
         ctx.pkts_acked = acked;
         sk.wmem_queued -= freed.min(sk.wmem_queued);
-        self.tcp_clean_conclude(sk, ctx, (first, last), (prior_fack, prior_sacked));
+        self.tcp_clean_conclude(sk, ctx, (first, last), reord);
     }
 
-    fn tcp_clean_conclude(
-        &mut self,
-        sk: &mut Sock,
-        ctx: &mut AckCtx,
-        (first, last): (Option<Instant>, Option<Instant>),
-        (prior_fack, _prior_sacked): (SeqNum, u32),
-    ) {
+    fn tcp_clean_conclude(&mut self, sk: &mut Sock, ctx: &mut AckCtx, (first, last): (Option<Instant>, Option<Instant>), reord: SeqNum) {
         let (now, max_reord) = (self.now, self.tcp.sysctl.max_reordering);
         let tp = tp!(sk);
         if tp.rtx_queue.front().is_some_and(|h| h.tcp.sacked & SACKED_ACKED != 0) {
@@ -316,8 +313,9 @@ impl Kernel {
             ctx.flag |= AckFlags::SET_XMIT_TIMER;
             if !tp.rx_opt.sack_ok {
                 tp.remove_reno_sacks(ctx.pkts_acked, max_reord);
-            } else if ctx.reord.before(prior_fack) {
-                let (reord, fack) = (ctx.reord, prior_fack);
+            } else if reord.before(ctx.prior_fack) {
+                // A hole below what was SACKed is filled, though nothing was sent again.
+                let fack = tp.fack();
                 tp.check_sack_reordering(reord, fack, max_reord);
             }
         } else if updated

@@ -225,6 +225,7 @@ impl Kernel {
     fn tcp_fin(&mut self, sk: &mut Sock) {
         tp!(sk).ack.scheduled = true;
         tp!(sk).fin_received = true;
+        tp!(sk).total.bytes_received += 1;
         sk.shutdown |= RCV_SHUTDOWN;
         match (sk.tp().state, sk.tp().state.on_fin()) {
             (State::SynRecv | State::Established, Some(next)) => {

@@ -361,7 +361,7 @@ impl TcpSock {
         self.max_window = window;
         self.tsoffset = req.ts_off;
         self.ecn.ok = req.ecn_ok;
-        self.lsndtime = now;
+        (self.lsndtime, self.ack.lrcvtime) = (now, now);
         self.rcv_tstamp = now;
         let o = &mut self.rx_opt;
         o.mss_clamp = req.mss;
@@ -372,6 +372,9 @@ impl TcpSock {
         o.rcv_wscale = req.rcv_wscale;
         o.ts_recent = req.ts_recent;
         o.ts_recent_stamp = req.tstamp_ok.then_some(now);
+        // The SYN and what completes the handshake; the SYN-ACK arrived.
+        self.total.segs_in = 2;
+        self.rate.delivered = 1;
         if req.num_retrans == 0 && !req.from_cookie {
             self.rtt_estimator(now.since(req.synack_at));
             self.set_rto();

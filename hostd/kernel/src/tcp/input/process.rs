@@ -105,7 +105,7 @@ impl Kernel {
         if tp.rx_opt.tstamp_ok {
             tp.advmss -= TSTAMP_ALIGNED;
         }
-        tp.lsndtime = now;
+        (tp.lsndtime, tp.ack.lrcvtime) = (now, now);
         self.tcp_init_transfer(sk);
         tp!(sk).update_pacing_rate();
         self.tcp_set_state(sk, State::Established);

@@ -80,7 +80,7 @@ impl Kernel {
         if tp.rx_opt.tstamp_ok {
             tp.advmss -= TSTAMP_ALIGNED;
         }
-        tp.lsndtime = now;
+        (tp.lsndtime, tp.ack.lrcvtime) = (now, now);
         let pmtu = tp.pmtu_cookie;
         self.tcp_sync_mss(sk, pmtu);
         self.tcp_init_transfer(sk);

@@ -114,7 +114,7 @@ impl Kernel {
         let segs = skb.pcount();
         let tp = tp!(sk);
         if flags & flag::ACK != 0 {
-            tp.event_ack_sent(segs);
+            tp.event_ack_sent();
             if tp.ack.scheduled || tp.ack.timer {
                 tp.ack.sent();
                 self.timers.park(crate::timer::TimerKey::TcpDelack(sk.id));
@@ -219,8 +219,9 @@ impl TcpSock {
     }
 
     /// An ACK goes out with this segment (Linux `tcp_event_ack_sent`).
-    fn event_ack_sent(&mut self, segs: u32) {
-        self.ack.quick = self.ack.quick.saturating_sub(segs.min(255) as u8);
+    fn event_ack_sent(&mut self) {
+        // Segments that acknowledge nothing new do not count.
+        self.ack.quick = self.ack.quick.saturating_sub(self.ack.scheduled.into());
         self.duplicate_sack = None;
     }
 

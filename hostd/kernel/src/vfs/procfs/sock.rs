@@ -85,6 +85,9 @@ impl Kernel {
             WriteTimer::Idle => (if keepalive.is_some() { 2 } else { 0 }, keepalive),
         };
         let when = at.map_or(0, |t| self.ticks_until(t));
+        // Timers hold references, and so do a listener's children.
+        let timers = u32::from(tp.pending != WriteTimer::Idle) + u32::from(keepalive.is_some()) + u32::from(tp.ack.timer);
+        let children = tp.listen.as_ref().map_or(0, |l| (l.accept_queue.len() + l.requests.len()) as u32);
         let (tx, rx) = match &tp.listen {
             Some(l) => (0, l.accept_queue.len() as u32),
             None => (tp.write_seq - tp.snd_una, tp.rcv_nxt - tp.copied_seq),
@@ -104,7 +107,7 @@ impl Kernel {
             0,
             tp.probes_out,
             inode,
-            if inode == 0 { 1 } else { 2 },
+            1 + timers + children,
             sk.id.0,
             tp.rto.as_millis() as u64 * USER_HZ / 1000,
             tp.ack.ato.as_millis() as u64 * USER_HZ / 1000,
