@@ -287,7 +287,7 @@ fn route_get_resolves_a_destination() {
     let m = get([10, 0, 0, 2]);
     assert_eq!((m.body[7], m.u32(RTMSG, 4), m.attr(RTMSG, 7), m.attr(RTMSG, 5)), (1, Some(2), Some(vec![10, 0, 0, 1]), None));
     let m = get([10, 0, 0, 1]);
-    assert_eq!((m.body[7], m.u32(RTMSG, 4), m.u32(RTMSG, 15)), (2, Some(1), Some(255)), "local, through lo");
+    assert_eq!((m.body[7], m.u32(RTMSG, 4), m.u32(RTMSG, 15)), (2, Some(1), Some(254)), "local, through lo");
     assert_eq!(u32::from_ne_bytes(m.body[8..12].try_into().expect("flags")), 0x8000_0200);
     assert_eq!(get([10, 0, 0, 255]).body[7], 3);
     assert_eq!(get([8, 8, 8, 8]).error(), Some(Errno::ENETUNREACH));
@@ -493,9 +493,26 @@ fn dumps_of_other_families_are_empty_and_strict_filters_hold() {
     for kind in [GETADDR, GETROUTE, GETNEIGH] {
         assert!(nl.dump(&mut lab, kind, &[10], &[]).is_empty(), "{kind}: IPv6");
     }
-    for kind in [42, 46, 66, 74, 82, 90, 106] {
+    for kind in [42, 46, 74, 90, 106] {
         assert!(nl.dump(&mut lab, kind, &[0; 20], &[]).is_empty(), "{kind}");
     }
+    let tables = nl.dump(&mut lab, 66, &[2, 0, 0, 0], &[]);
+    assert_eq!(
+        tables.iter().map(|m| m.attr(4, 1)).collect::<Vec<_>>(),
+        [Some(b"arp_cache\0".to_vec()), Some(b"arp_cache\0".to_vec()), Some(b"arp_cache\0".to_vec())]
+    );
+    assert_eq!((tables[0].u32(4, 2), tables[0].u32(4, 4)), (Some(128), Some(1024)), "thresholds");
+    let settings = nl.dump(&mut lab, 82, &[2, 0, 0, 0], &[]);
+    let of: Vec<_> = settings.iter().map(|m| (m.u32(4, 1).map(|n| n as i32), m.u32(4, 2))).collect();
+    assert_eq!(
+        of,
+        [(Some(1), Some(0)), (Some(2), Some(0)), (Some(-1), Some(0)), (Some(-2), Some(0))],
+        "interfaces, all, default; forwarding"
+    );
+    let heard = nl.dump(&mut lab, GETNEIGH, &[7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0], &[]);
+    assert_eq!(heard.iter().map(|m| m.attr(12, 2)).collect::<Vec<_>>(), [Some(vec![1, 0, 0x5e, 0, 0, 1])], "bridge fdb");
+    let qdiscs = nl.dump(&mut lab, 38, &[0; 20], &[]);
+    assert_eq!(qdiscs.iter().map(|m| m.attr(20, 1)).collect::<Vec<_>>(), [Some(b"noqueue\0".to_vec()), Some(b"pfifo_fast\0".to_vec())]);
     assert_eq!(nl.dump(&mut lab, 34, &rtmsg(0, 0, 0, 0, 0), &[]).len(), 3, "rules");
     let nl = nl.strict(&mut lab);
     assert_eq!(nl.dump(&mut lab, GETADDR, &ifaddr(0, 2), &[]).len(), 1, "of one interface");

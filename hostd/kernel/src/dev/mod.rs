@@ -17,7 +17,7 @@ mod link_watch;
 mod loopback;
 mod napi;
 pub mod net_device;
-mod qdisc;
+pub(crate) mod qdisc;
 mod vnet;
 mod xmit;
 
@@ -273,9 +273,13 @@ impl Kernel {
         index
     }
 
-    /// Gives an interface an address (Linux `__inet_insert_ifa`): local, broadcast and connected routes come with it.
+    /// Gives an interface an address (Linux `__inet_insert_ifa`): local, broadcast and connected routes come with it. The
+    /// broadcast address is the usual one, as the programs that configure hosts say it.
     fn inet_addr_add(&mut self, dev: IfIndex, addr: Ipv4Addr, prefix: u8) {
-        let ifa = self.inet_ifa(dev, addr, prefix);
+        let mut ifa = self.inet_ifa(dev, addr, prefix);
+        if !addr.is_loopback() && prefix < 31 {
+            ifa.broadcast = Some(Ipv4Addr::from_bits(addr.to_bits() | u32::MAX >> prefix));
+        }
         // An address given twice is there once.
         let _ = self.inet_insert_ifa(ifa);
     }

@@ -108,6 +108,11 @@ impl Neigh {
         (age(self.confirmed), age(self.used), age(self.updated))
     }
 
+    /// A timer waits for it (`NUD_IN_TIMER`): in Linux it holds a reference.
+    pub(crate) fn has_timer(&self) -> bool {
+        matches!(self.state, Nud::Incomplete | Nud::Reachable | Nud::Delay | Nud::Probe)
+    }
+
     /// Requests sent without an answer.
     pub(crate) fn probes(&self) -> u32 {
         self.probes.max(0) as u32

@@ -105,11 +105,7 @@ impl Kernel {
             nr::SIOCGIFFLAGS => dev.if_flags().to_ne_bytes().to_vec(),
             // Point-to-point links are there none: the destination is the address itself.
             nr::SIOCGIFADDR | nr::SIOCGIFDSTADDR => sockaddr(addr()?.addr),
-            nr::SIOCGIFBRDADDR => {
-                let ifa = addr()?;
-                let usual = if dev.is_loopback() || ifa.len > 30 { 0 } else { ifa.addr.to_bits() | !mask(ifa.len) };
-                sockaddr(ifa.broadcast.unwrap_or(usual.into()))
-            }
+            nr::SIOCGIFBRDADDR => sockaddr(addr()?.broadcast.unwrap_or(Ipv4Addr::UNSPECIFIED)),
             nr::SIOCGIFNETMASK => sockaddr(mask(addr()?.len).into()),
             nr::SIOCGIFMETRIC | nr::SIOCGIFMAP => Vec::new(),
             nr::SIOCGIFMTU => word(dev.mtu),

@@ -176,6 +176,10 @@ impl Message {
         self.attr(kind, &n.to_ne_bytes())
     }
 
+    pub(crate) fn u64(&mut self, kind: u16, n: u64) -> &mut Self {
+        self.attr(kind, &n.to_ne_bytes())
+    }
+
     pub(crate) fn addr(&mut self, kind: u16, addr: Ipv4Addr) -> &mut Self {
         self.attr(kind, &addr.octets())
     }

@@ -8,6 +8,7 @@ mod link;
 mod neigh;
 pub(crate) mod notify;
 mod route;
+mod settings;
 
 use super::request::{Answer, Refusal, Request};
 use super::wire::flag;
@@ -38,14 +39,18 @@ mod rtm {
     pub(super) const GETRULE: u16 = 34;
     pub(super) const NEWQDISC: u16 = 36;
     pub(super) const GETQDISC: u16 = 38;
+    pub(super) const NEWNEIGHTBL: u16 = 64;
+    pub(super) const GETNEIGHTBL: u16 = 66;
+    pub(super) const NEWNETCONF: u16 = 80;
+    pub(super) const GETNETCONF: u16 = 82;
     pub(super) const NEWNSID: u16 = 88;
     pub(super) const GETNSID: u16 = 90;
     pub(super) const MAX: u16 = 123;
 }
 
-/// Dumps of which there is nothing: traffic classes and filters, multicast, neighbour tables, address labels,
-/// multicast databases, settings, statistics, chains, next hops.
-const EMPTY_DUMPS: &[u16] = &[42, 46, 58, 62, 66, 74, 82, 86, 90, 94, 102, 106, 114, 118, 122];
+/// Dumps of which there is nothing: traffic classes and filters, multicast, address labels, multicast databases, statistics, chains,
+/// next hops.
+const EMPTY_DUMPS: &[u16] = &[42, 46, 58, 62, 74, 86, 90, 94, 102, 106, 114, 118, 122];
 /// `FR_ACT_TO_TBL`.
 const FR_ACT_TO_TBL: u8 = 1;
 const FRA_PRIORITY: u16 = 6;
@@ -60,9 +65,6 @@ const NETNSA_NSID: u16 = 1;
 const NETNSA_PID: u16 = 2;
 const NETNSA_FD: u16 = 3;
 const NSID_NOT_ASSIGNED: u32 = u32::MAX;
-const TCA_KIND: u16 = 1;
-/// `TC_H_ROOT`.
-const TC_H_ROOT: u32 = u32::MAX;
 
 impl Kernel {
     /// Linux `rtnetlink_rcv_msg`.
@@ -85,27 +87,19 @@ impl Kernel {
             rtm::GETROUTE if family == AF_INET => self.rtnl_getroute(req),
             rtm::NEWROUTE if family == AF_INET => self.rtnl_newroute(req),
             rtm::DELROUTE if family == AF_INET => self.rtnl_delroute(req),
+            rtm::GETNEIGH if dump && family == AF_BRIDGE => Ok(self.rtnl_dump_fdb(req)),
             rtm::GETNEIGH if dump => self.rtnl_dump_neighs(req, family),
             rtm::GETNEIGH => self.rtnl_getneigh(req),
             rtm::NEWNEIGH if family == AF_INET => self.rtnl_newneigh(req),
             rtm::DELNEIGH if family == AF_INET => self.rtnl_delneigh(req),
             rtm::GETRULE if dump => Ok(dump_rules(req, family)),
+            rtm::GETNEIGHTBL if dump => Ok(self.rtnl_dump_neigh_tables(req, family)),
+            rtm::GETNETCONF if dump => Ok(self.rtnl_dump_netconf(req, family)),
             rtm::GETNSID if !dump => rtnl_getnsid(req),
             rtm::GETQDISC if dump => Ok(self.rtnl_dump_qdiscs(req)),
             kind if dump && EMPTY_DUMPS.contains(&kind) => Ok(Answer::Dump(Vec::new())),
             _ => Err(Errno::EOPNOTSUPP.into()),
         }
-    }
-
-    /// One root for each interface: `noqueue`, `pfifo_fast`, or `mq` over several queues.
-    fn rtnl_dump_qdiscs(&self, req: &Request<'_>) -> Answer {
-        let one = |d: &crate::dev::NetDevice| {
-            let mut m = req.reply(rtm::NEWQDISC, flag::MULTI);
-            m.bytes(&[AF_UNSPEC, 0, 0, 0]).bytes(&d.index.0.to_ne_bytes()).bytes(&0u32.to_ne_bytes());
-            m.bytes(&TC_H_ROOT.to_ne_bytes()).bytes(&2u32.to_ne_bytes()).text(TCA_KIND, d.qdisc_name());
-            m.finish()
-        };
-        Answer::Dump(self.devs.iter().filter(|d| !d.is_loopback()).map(one).collect())
     }
 }
 

@@ -117,5 +117,5 @@ pub(super) fn fill(m: &mut Message, n: &Neigh, now: Instant) {
         m.attr(nda::LLADDR, &n.mac.0);
     }
     let (confirmed, used, updated) = n.ages(now);
-    m.u32(nda::PROBES, n.probes()).words(nda::CACHEINFO, &[confirmed, used, updated, 0]);
+    m.u32(nda::PROBES, n.probes()).words(nda::CACHEINFO, &[confirmed, used, updated, n.has_timer().into()]);
 }

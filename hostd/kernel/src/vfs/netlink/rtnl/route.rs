@@ -17,9 +17,8 @@ const TABLE_MAIN: u32 = 254;
 const TABLE_LOCAL: u32 = 255;
 /// `RT_SCOPE_NOWHERE`: any, of a route to be deleted.
 const SCOPE_NOWHERE: u8 = 255;
-/// `RTM_F_CLONED`, `RTM_F_LOOKUP_TABLE`, `RTM_F_FIB_MATCH`.
+/// `RTM_F_CLONED`, `RTM_F_FIB_MATCH`.
 const F_CLONED: u32 = 0x200;
-const F_LOOKUP_TABLE: u32 = 0x1000;
 const F_FIB_MATCH: u32 = 0x2000;
 /// `RTCF_LOCAL`, `RTCF_BROADCAST`, `RTCF_MULTICAST`.
 const RTCF_LOCAL: u32 = 0x8000_0000;
@@ -153,13 +152,14 @@ impl Kernel {
             fill(&mut m, local, &entry, self.nexthop_flags(&entry));
             return Ok(Answer::One(m.finish()));
         }
-        let lookup = msg.flags & F_LOOKUP_TABLE != 0;
-        let table = if lookup && found.is_some_and(|f| f.0) { TABLE_LOCAL } else { TABLE_MAIN };
-        Ok(Answer::One(self.resolved(req, (daddr, saddr, iif), &route, table)))
+        Ok(Answer::One(self.resolved(req, (daddr, saddr, iif), &route)))
     }
 
     /// A resolved route (Linux `rt_fill_info`).
-    fn resolved(&self, req: &Request<'_>, asked: (Ipv4Addr, Ipv4Addr, u32), route: &Route, table: u32) -> Vec<u8> {
+    ///
+    /// The table is always the main one: Linux keeps the local one in it while there are no rules but those it starts with.
+    fn resolved(&self, req: &Request<'_>, asked: (Ipv4Addr, Ipv4Addr, u32), route: &Route) -> Vec<u8> {
+        let table = TABLE_MAIN;
         let (daddr, saddr, iif) = asked;
         let (kind, cache) = match route.kind {
             RouteKind::Unicast => (rtn::UNICAST, 0),
@@ -187,8 +187,9 @@ impl Kernel {
                 m.u32(RTAX_MTU, route.mtu);
             });
         }
-        m.u32(rta::UID, 0);
-        if iif != 0 {
+        if iif == 0 {
+            m.u32(rta::UID, 0);
+        } else {
             m.u32(rta::IIF, iif);
         }
         m.words(rta::CACHEINFO, &[0; 8]);
