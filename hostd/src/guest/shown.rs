@@ -16,6 +16,9 @@ use std::path::{Path, PathBuf};
 
 /// Directories with all below them. What begins alike is made together: links lead from one to the other.
 const TREES: [&[&str]; 3] = [&["/sys/class/net", "/sys/devices/virtual/net"], &["/proc/sys/net"], &["/proc/net"]];
+/// Octets of a name at most, and of a directory's block.
+const NAME_MAX: usize = 255;
+const LARGEST_BLOCK: usize = 4096;
 /// Octets that a file of `/sys` has for `stat`.
 const SYSFS_SIZE: u64 = 4096;
 
@@ -82,6 +85,9 @@ fn below(base: &Path, path: &str) -> PathBuf {
 fn make_tree(kernel: &Kernel, base: &Path, path: &str) -> io::Result<()> {
     let place = below(base, path);
     make_directory(&place)?;
+    if path.starts_with("/proc/sys/") && std::fs::read_dir(&place)?.next().is_none() {
+        list_dots_first(&place)?;
+    }
     let entries = kernel.sysfs_list(path).or_else(|| kernel.procfs_list(path)).unwrap_or_default();
     fill(&place, &entries, if path.starts_with("/sys/") { SYSFS_SIZE } else { 0 })?;
     entries.iter().filter(|e| e.kind == Entry::Directory).try_for_each(|e| make_tree(kernel, base, &format!("{path}/{}", e.name)))
@@ -114,6 +120,15 @@ fn fill(place: &Path, entries: &[DirEntry], size: u64) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Lets an empty directory list `.` and `..` before all else, as Linux's `/proc/sys` does: procps' `sysctl -a` passes over the first
+/// two and would go round in circles. ext4 lists by a hash of the names, but for the dots of a directory that has been larger than
+/// a block.
+fn list_dots_first(at: &Path) -> io::Result<()> {
+    let names = || (0..LARGEST_BLOCK / NAME_MAX + 1).map(|n| at.join(format!("{n:0NAME_MAX$}")));
+    names().try_for_each(|name| new_file(&name).map(drop))?;
+    names().try_for_each(std::fs::remove_file)
 }
 
 fn make_directory(at: &Path) -> io::Result<()> {
