@@ -1,7 +1,7 @@
 //! Daemons die by SIGKILL; the lab goes on, or goes away completely.
 
 use crate::{TWO_HOSTS, Transfer, eventually, expect_clean, expect_released, frames, in_site, with_stream_server};
-use ringlab_tests::lab::{Lab, Site};
+use ringlab_tests::lab::{Lab, ROUTED, Site};
 use ringlab_tests::leftovers::{Held, Snapshot};
 use rustix::process::{Pid, Signal, kill_process};
 use std::process::Stdio;
@@ -156,19 +156,7 @@ fn killed_nicd_of_a_real_linux_node_gets_its_tap_addresses_and_routes_back() {
 #[test]
 fn killed_router_reboots_and_forwards_again() {
     in_site(|site| {
-        let lab = site.deploy(
-            "name: routed
-nodes:
-  a: {}
-  r: {kind: router}
-  b:
-    run:
-      - {builtin: httpd, args: [-p, 80, --body, hello], ready: {tcp: 80}}
-links:
-  - endpoints: [\"a:eth0\", \"r:eth0\"]
-  - endpoints: [\"r:eth1\", \"b:eth0\"]
-",
-        );
+        let lab = site.deploy(ROUTED);
         assert!(fetches(&lab), "{}", site.logs());
         let old = lab.pid("r", "hostd");
         kill(old);

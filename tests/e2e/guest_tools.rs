@@ -2,23 +2,8 @@
 
 use crate::guest_servers::{Files, nginx, path, serve, sh};
 use crate::in_site;
-use ringlab_tests::lab::Lab;
+use ringlab_tests::lab::{Lab, ROUTED};
 use std::process::Command;
-
-/// `a` and `b` with a router between them.
-const ROUTED: &str = "name: routed
-nodes:
-  a: {}
-  r: {kind: router}
-  b:
-    run:
-      - {builtin: httpd, args: [-p, 80, --body, hello], ready: {tcp: 80}}
-links:
-  - endpoints: [\"a:eth0\", \"r:eth0\"]
-    ipv4: [10.0.1.1/24, 10.0.1.254/24]
-  - endpoints: [\"r:eth1\", \"b:eth0\"]
-    ipv4: [10.0.2.254/24, 10.0.2.1/24]
-";
 
 fn run(lab: &Lab<'_>, args: &[&str]) -> String {
     let out = lab.program("a", args).output().expect("labctl starts");

@@ -6,6 +6,21 @@ use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
+/// A topology: `a`, and `b` which serves pages, with a router between them.
+pub const ROUTED: &str = "name: routed
+nodes:
+  a: {}
+  r: {kind: router}
+  b:
+    run:
+      - {builtin: httpd, args: [-p, 80, --body, hello], ready: {tcp: 80}}
+links:
+  - endpoints: [\"a:eth0\", \"r:eth0\"]
+    ipv4: [10.0.1.1/24, 10.0.1.254/24]
+  - endpoints: [\"r:eth1\", \"b:eth0\"]
+    ipv4: [10.0.2.254/24, 10.0.2.1/24]
+";
+
 /// A state directory: one agent and its labs.
 pub struct Site {
     /// `RINGLAB_DIR` of everything below.
