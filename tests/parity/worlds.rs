@@ -8,6 +8,9 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+/// Nodes of the lab.
+const HOSTS: [&str; 2] = ["a", "b"];
+
 /// Longest run of one family or chunk of sequences.
 const LIMIT: Duration = Duration::from_secs(150);
 
@@ -70,7 +73,8 @@ impl<'a> Worlds<'a> {
             let pins = PINNED.iter().map(|(name, value)| format!("{name}={value}"));
             let args: Vec<String> = ["-qw".to_owned()].into_iter().chain(pins).collect();
             veth.ok(end, "sysctl", &args.iter().map(String::as_str).collect::<Vec<_>>());
-            veth.ok(end, "ip", &["addr", "change", &format!("{addr}/24"), "brd", "+", "dev", "eth0"]);
+            veth.ok(end, "ip", &["addr", "flush", "dev", "eth0"]);
+            veth.ok(end, "ip", &["addr", "add", &format!("{addr}/24"), "brd", "+", "dev", "eth0"]);
         }
         let site = Site::new();
         let worlds = Self { program, veth, site };
@@ -95,6 +99,27 @@ impl<'a> Worlds<'a> {
         })
     }
 
+    /// A command at one end: on Linux, and on the emulated host.
+    pub fn commands(&self, end: usize, args: &[&str]) -> [Command; 2] {
+        [self.veth.command(end, args[0], &args[1..]), self.lab().program(HOSTS[end], args)]
+    }
+
+    /// Gives the real interfaces the link addresses and the qdisc of the emulated hosts' ones, and takes IPv6 from them.
+    pub fn make_links_alike(&self) {
+        for (end, host) in HOSTS.iter().enumerate() {
+            let address = self.lab().ok(self.lab().program(host, &["cat", "/sys/class/net/eth0/address"]));
+            self.veth.ok(end, "ip", &["link", "set", "eth0", "address", address.trim()]);
+            self.veth.ok(end, "tc", &["qdisc", "replace", "dev", "eth0", "root", "pfifo_fast"]);
+            self.veth.ok(end, "sysctl", &["-qw", "net.ipv6.conf.all.disable_ipv6=1"]);
+            // Names of hosts are the lab's here, and nobody's there.
+            self.veth.ok(end, "ip", &["neigh", "flush", "all"]);
+        }
+    }
+
+    fn lab(&self) -> Lab<'_> {
+        Lab { site: &self.site, name: "parity".to_owned(), file: String::new() }
+    }
+
     fn linux(&self, args: &[&str]) -> String {
         let path = self.program.path();
         let program = path.to_str().expect("UTF-8");
@@ -102,12 +127,12 @@ impl<'a> Worlds<'a> {
     }
 
     fn emulated(&self, args: &[&str]) -> String {
-        let lab = Lab { site: &self.site, name: "parity".to_owned(), file: String::new() };
+        let lab = self.lab();
         let path = self.program.path();
         let text = run(args, |end, args| {
             let mut argv = vec![path.to_str().expect("UTF-8")];
             argv.extend(args);
-            lab.program(["a", "b"][end], &argv)
+            lab.program(HOSTS[end], &argv)
         });
         assert!(!text.is_empty(), "nothing printed on the emulated hosts:\n{}", self.site.logs());
         text
