@@ -13,6 +13,9 @@
 #                 look at their networks: captures, NICs, ways, names, who has a socket
 #   dropbear-bin wrk caddy hey busybox-static netcat-traditional
 #                 shells, load (of the benchmarks, too), programs in Go, programs without shared libraries
+#   openssh-server openssh-client
+#                 shells, files and forwarded ports by signals, terminals and many descriptors
+#   net-tools     arp, ifconfig, netstat, route: beside ip, ss and nstat, what is compared with real namespaces
 #   gcc libc6-dev musl-tools procps
 #                 the program of the parity tests and other static ones; sysctl for the real namespaces that it runs in
 #   cargo-nextest runs the tests, each in a process of its own
@@ -25,10 +28,10 @@ declare -A package=([ip]=iproute2 [ping]=iputils-ping [curl]=curl [iperf3]=iperf
     [tcpdump]=tcpdump [wrk]=wrk [cc]=gcc [sysctl]=procps [ethtool]=ethtool [traceroute]=traceroute [mtr]=mtr-tiny
     [arping]=iputils-arping [dig]=bind9-dnsutils [dnsmasq]=dnsmasq-base [dropbear]=dropbear-bin [caddy]=caddy [hey]=hey
     [busybox]=busybox-static [nc.traditional]=netcat-traditional [nc.openbsd]=netcat-openbsd [musl-gcc]=musl-tools
-    [lsof]=lsof [fuser]=psmisc)
+    [lsof]=lsof [fuser]=psmisc [sshd]=openssh-server [ssh]=openssh-client [netstat]=net-tools)
 wanted=(ip ping curl)
 [ "${1:-}" = demo ] || wanted+=(iperf3 python3 wget nginx redis-server redis-cli nc socat tcpdump wrk cc sysctl ethtool
-    traceroute mtr arping dig dnsmasq dropbear caddy hey busybox nc.traditional nc.openbsd musl-gcc lsof fuser)
+    traceroute mtr arping dig dnsmasq dropbear caddy hey busybox nc.traditional nc.openbsd musl-gcc lsof fuser sshd ssh netstat)
 
 missing=()
 for program in "${wanted[@]}"; do

@@ -19,6 +19,7 @@ mod guest_splice;
 mod guest_tools;
 mod iproute;
 mod lifecycle;
+mod openssh;
 mod real_peer;
 mod refusal;
 mod stale;
