@@ -316,10 +316,16 @@ async fn feed(
         };
         match message.map(|m| m.map(|m| m.kind)) {
             Ok(Some(Some(exec_input::Kind::Stdin(bytes)))) => {
-                if let Some(to) = &stdin
-                    && to.send(bytes).await.is_err()
-                {
-                    stdin = None; // the program has closed it
+                let closed = match &stdin {
+                    // A program that does not read keeps its input waiting, but not the news that its user has gone.
+                    Some(to) => tokio::select! {
+                        sent = to.send(bytes) => sent.is_err(),
+                        () = output.closed() => break,
+                    },
+                    None => false,
+                };
+                if closed {
+                    stdin = None; // by the program
                 }
             }
             Ok(Some(Some(exec_input::Kind::StdinEof(_)))) => stdin = None,

@@ -147,6 +147,31 @@ fn programs_start_again_after_their_guard_was_killed() {
 }
 
 #[test]
+fn a_program_that_reads_no_input_ends_with_its_user() {
+    in_site(|site| {
+        let lab = site.deploy(TWO_HOSTS);
+        let hostd = lab.pid("a", "hostd");
+        let mut exec = lab.program("a", &["sleep", "1000"]);
+        exec.stdin(std::fs::File::open("/dev/zero").expect("there"));
+        let mut user = lab.spawn(exec);
+        eventually("it runs", 10, || descendants(hostd).len() == 2);
+        let (mut read, mut since) = (String::new(), Instant::now());
+        eventually("nobody takes its input any more", 30, || {
+            let io = std::fs::read_to_string(format!("/proc/{}/io", user.id())).expect("it runs");
+            let now = io.lines().next().unwrap_or_default().to_owned();
+            if now != read {
+                (read, since) = (now, Instant::now());
+            }
+            since.elapsed() > Duration::from_millis(500)
+        });
+        let pid = Pid::from_raw(user.id() as i32).expect("a process");
+        kill_process(pid, Signal::INT).expect("it runs");
+        assert_eq!(user.wait().expect("it ends").code(), Some(130));
+        eventually("the program has ended", 10, || descendants(hostd).len() == 1);
+    });
+}
+
+#[test]
 fn what_a_program_leaves_running_ends_with_the_host() {
     in_site(|site| {
         let lab = site.deploy(TWO_HOSTS);

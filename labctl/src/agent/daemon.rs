@@ -8,8 +8,9 @@ use ringlab_proto::host::host_client::HostClient;
 use ringlab_proto::nic::NicConfig;
 use ringlab_proto::nic::nic_client::NicClient;
 use std::io::{Read, Seek, SeekFrom};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::net::UnixStream;
 use tokio::sync::watch;
@@ -159,6 +160,34 @@ pub fn channel(socket: &Path) -> Channel {
         let socket = socket.clone();
         async move { Ok::<_, std::io::Error>(TokioIo::new(UnixStream::connect(socket).await?)) }
     }))
+}
+
+/// A connection to a daemon that ends when this is dropped, whatever waits on it: a stream of input that nobody reads would keep it.
+#[derive(Debug, Default)]
+pub struct Connection(Arc<Mutex<Vec<std::os::unix::net::UnixStream>>>);
+
+impl Connection {
+    /// A channel over it; it connects when it is used.
+    pub fn channel(&self, socket: &Path) -> Channel {
+        let (socket, held) = (socket.to_path_buf(), self.0.clone());
+        Endpoint::from_static("http://localhost").connect_with_connector_lazy(tower::service_fn(move |_| {
+            let (socket, held) = (socket.clone(), held.clone());
+            async move {
+                let stream = UnixStream::connect(socket).await?;
+                held.lock().unwrap_or_else(PoisonError::into_inner).push(stream.as_fd().try_clone_to_owned()?.into());
+                Ok::<_, std::io::Error>(TokioIo::new(stream))
+            }
+        }))
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        for stream in self.0.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+            // The daemon may have ended it.
+            let _ = stream.shutdown(std::net::Shutdown::Both);
+        }
+    }
 }
 
 /// Last lines of a log.

@@ -5,7 +5,7 @@
 //! directory and environment. It runs as the agent does: the agent is the caller's
 //! own, nobody else may speak to it.
 
-use crate::agent::daemon::{Role, channel};
+use crate::agent::daemon::{Connection, Role};
 use crate::agent::failure::Failure;
 use crate::agent::journal::Record;
 use crate::agent::lab::Lab;
@@ -64,8 +64,10 @@ pub async fn on_host(maker: &Maker, node: &NodePlan, start: ExecStart, mut input
         // Input may end before the program does: the stream to hostd stays open until then.
         sender.closed().await;
     };
+    let connection = Connection::default();
+    let channel = connection.channel(&daemon.socket);
     let fetch = async {
-        let mut client = HostClient::new(channel(&daemon.socket)).max_decoding_message_size(64 << 20);
+        let mut client = HostClient::new(channel).max_decoding_message_size(64 << 20);
         let mut outputs = match client.exec(ReceiverStream::new(receiver)).await {
             Ok(response) => response.into_inner(),
             Err(status) => return drop(output.send(Err(status)).await),
@@ -88,6 +90,8 @@ pub async fn on_host(maker: &Maker, node: &NodePlan, start: ExecStart, mut input
         () = pass => fetch.await,
         () = &mut fetch => {}
     }
+    // hostd sees the end though its program takes no more input.
+    drop(connection);
 }
 
 /// Runs a program in a Linux node's namespace. `number` is unique among the agent's calls.

@@ -10,6 +10,7 @@ use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetat
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
 use std::path::PathBuf;
+use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio_stream::StreamExt;
@@ -50,6 +51,9 @@ pub struct Args {
     pub argv: Vec<String>,
 }
 
+/// How long a signal waits for the input before it.
+const PATIENCE: Duration = Duration::from_secs(1);
+
 /// Runs a program; returns its exit code.
 pub async fn run(args: Args) -> CliResult {
     if args.builtin.is_none() && args.argv.is_empty() {
@@ -88,7 +92,13 @@ pub async fn run(args: Args) -> CliResult {
                         }
                     }
                     (None, true) => {}
-                    (_, false) => send(&sender, exec_input::Kind::Signal(number)).await,
+                    (_, false) => {
+                        let signal = send(&sender, exec_input::Kind::Signal(number));
+                        if tokio::time::timeout(PATIENCE, signal).await.is_err() {
+                            // It waits behind input that the program does not read. Who goes hangs up on it.
+                            return Ok(exit::of_program(0, number));
+                        }
+                    }
                 }
                 continue;
             }
