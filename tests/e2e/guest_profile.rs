@@ -38,6 +38,9 @@ fn works(site: &Site, wrap: impl Fn(&[&str]) -> Command) {
     assert_eq!(run(&["exec", "a", "--", "python3", "-c", PROGRAM]), PRINTS);
     let paths = "test -L /sys/class/net/eth0 && test ! -e /proc/net/if_inet6 && cat /sys/class/net/*/mtu && readlink -f /sys/class/net/lo";
     assert_eq!(run(&["exec", "a", "--", "sh", "-c", paths]), "1500\n65536\n/sys/devices/virtual/net/lo\n");
+    // Threads are stopped to change their signal mask.
+    let storms = crate::guest_signals::Compiled::new("storms");
+    assert_eq!(run(&["exec", "a", "--", storms.path(), "waits"]), "only in the wait 0: child 0, 0 wrong, many interrupted\n");
     run(&["destroy", "--all"]);
 }
 

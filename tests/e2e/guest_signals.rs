@@ -75,6 +75,16 @@ fn every_call_that_waits_stands_a_storm_of_signals() {
 }
 
 #[test]
+fn processes_end_though_signals_come() {
+    same_of("storms", &[&["ends"], &["ends", "restart"]]);
+}
+
+#[test]
+fn a_call_that_does_not_wait_is_not_interrupted() {
+    same_of("storms", &[&["moments"], &["moments", "restart"]]);
+}
+
+#[test]
 fn a_handler_that_only_a_wait_lets_through_runs_exactly_if_the_wait_says_eintr() {
     same_of("storms", &[&["waits"], &["waits", "restart"]]);
 }

@@ -19,6 +19,7 @@ use super::Guests;
 use super::calls::Finish;
 use super::decode::u64_at;
 use super::fds::Kind;
+use super::filter::PATHS;
 use super::mask::{Held, Mask};
 use super::notify::Notif;
 use super::poll::Left;
@@ -64,6 +65,8 @@ enum How {
     Eintr,
     /// It has not been made, and comes again.
     Again,
+    /// As the machine's kernel says. Hostd has heard of it, that is all.
+    Native,
 }
 
 impl Interrupted {
@@ -75,7 +78,7 @@ impl Interrupted {
     pub(super) fn reply(&self) -> Option<Reply> {
         match self.how {
             How::Answer(reply) => Some(reply),
-            How::Eintr | How::Again => None,
+            How::Eintr | How::Again | How::Native => None,
         }
     }
 }
@@ -180,9 +183,8 @@ impl Guests {
                     Finish::Splice(s) => self.splice_ends_with_eintr(shared, s),
                     _ => self.ends_with_eintr(shared, c, &notif),
                 };
-                if ends {
-                    self.remember(shared, c, &notif, How::Eintr, None, None);
-                }
+                let how = if ends { How::Eintr } else { How::Native };
+                self.remember(shared, c, &notif, how, None, None);
             }
             (Some(ret), _) => self.finish(shared, c, &listener, &notif, finish, ret),
         }
@@ -243,7 +245,7 @@ impl Guests {
                 Some(Some((left, rest))) => left.tell(c, rest),
                 Some(None) => {}
                 None if found.ax == EINTR => {
-                    if let Some(nr) = unheard(c, found.ip) {
+                    if let Some(nr) = self.unheard(c, &found) {
                         context.repeat(nr, found.ip);
                     }
                 }
@@ -259,6 +261,16 @@ impl Guests {
         if context.mask != found.mask {
             let _ = c.mem.write(mask.0, &mask.1);
         }
+    }
+
+    /// The number of a call that ended with `EINTR` although hostd has not heard of it, if it would have: the signal came before.
+    fn unheard(&mut self, c: Caller, context: &Context) -> Option<i32> {
+        let mut code = [0; 7];
+        c.mem.read(context.ip.wrapping_sub(code.len() as u64), &mut code).ok()?;
+        let nr = number(&code, &context.args)?;
+        let always = CERTAIN.contains(&nr.into()) || PATHS.contains(&nr.into());
+        let mut on_file = || ON_FILES.contains(&nr.into()) && matches!(self.kind(c, context.args[0] as i32), Kind::Modelled(_));
+        (always || on_file()).then_some(nr)
     }
 }
 
@@ -282,20 +294,44 @@ const CERTAIN: &[i64] = &[
     libc::SYS_epoll_ctl,
     libc::SYS_uname,
     libc::SYS_mmap,
+    libc::SYS_execve,
+    libc::SYS_execveat,
+    libc::SYS_exit,
+    libc::SYS_exit_group,
 ];
 
-/// The call that ended with `EINTR` before an address, if it cannot: the signal came before hostd heard of it.
-fn unheard(c: Caller, ip: u64) -> Option<i32> {
-    let mut code = [0; 7];
-    c.mem.read(ip.wrapping_sub(code.len() as u64), &mut code).ok()?;
-    certain(&code)
-}
+/// Calls on a file. On a modelled one all of them come to hostd.
+const ON_FILES: &[i64] = &[
+    libc::SYS_read,
+    libc::SYS_write,
+    libc::SYS_readv,
+    libc::SYS_writev,
+    libc::SYS_preadv2,
+    libc::SYS_pwritev2,
+    libc::SYS_recvfrom,
+    libc::SYS_sendto,
+    libc::SYS_recvmsg,
+    libc::SYS_sendmsg,
+    libc::SYS_recvmmsg,
+    libc::SYS_sendmmsg,
+    libc::SYS_connect,
+    libc::SYS_accept,
+    libc::SYS_accept4,
+    libc::SYS_fcntl,
+    libc::SYS_ioctl,
+];
 
-/// `mov $nr, %eax; syscall`: how C libraries make most calls.
-fn certain(code: &[u8; 7]) -> Option<i32> {
-    let [0xb8, nr @ .., 0x0f, 0x05] = code else { return None };
-    let nr = i32::from_ne_bytes(*nr);
-    CERTAIN.contains(&nr.into()).then_some(nr)
+/// `mov $nr, %eax; syscall`, or `xor %eax, %eax; syscall`: how C libraries make most calls. Or, not with another register's prefix,
+/// `mov %edx, %eax`, `mov %esi, %eax`: how they end a process.
+fn number(code: &[u8; 7], args: &[u64; 6]) -> Option<i32> {
+    match code {
+        [.., 0x40..=0x47 | 0x49..=0x4f, 0x89, 0xd0 | 0xf0, 0x0f, 0x05] => None,
+        [.., 0x89, 0xd0, 0x0f, 0x05] => Some(args[2] as i32),
+        [.., 0x89, 0xf0, 0x0f, 0x05] => Some(args[1] as i32),
+        [.., 0x31, 0xc0, 0x0f, 0x05] => Some(0),
+        [0xb8, nr @ .., 0x0f, 0x05] => Some(i32::from_ne_bytes(*nr)),
+        _ => None,
+    }
 }
 
 /// Makes a context say of its call what became of it; what is left of its time. `None` if that is none of these.
@@ -311,6 +347,7 @@ fn put_right(calls: &mut Vec<Interrupted>, context: &mut Context) -> Option<Opti
         How::Answer(Reply::Value(value)) => context.answer(value, call.ip),
         How::Eintr => context.answer(-i64::from(libc::EINTR), call.ip),
         How::Again => context.repeat(call.nr, call.ip),
+        How::Native => {}
         How::Answer(Reply::Inject { .. }) => {
             // The descriptor is put there when the call comes.
             context.repeat(call.nr, call.ip);
@@ -318,7 +355,14 @@ fn put_right(calls: &mut Vec<Interrupted>, context: &mut Context) -> Option<Opti
             return Some(None);
         }
     }
-    Some(calls.remove(at).left)
+    let left = call.left.take();
+    if context.ax == EINTR {
+        // Another signal may come before the thread's next instruction, and find the same.
+        (call.how, call.held) = (How::Native, None);
+    } else {
+        calls.remove(at);
+    }
+    Some(left)
 }
 
 fn receives(nr: i64) -> bool {
@@ -381,8 +425,10 @@ mod tests {
         let cases = [
             (How::Answer(n), again(), told(7), 0),
             (How::Answer(n), told(eintr), told(7), 0),
-            (How::Eintr, again(), told(eintr), 0),
-            (How::Eintr, told(eintr), told(eintr), 0),
+            (How::Eintr, again(), told(eintr), 1),
+            (How::Eintr, told(eintr), told(eintr), 1),
+            (How::Native, again(), again(), 0),
+            (How::Native, told(eintr), told(eintr), 1),
             (How::Again, told(eintr), again(), 0),
             (How::Again, again(), again(), 0),
             (How::Answer(accepted), told(eintr), again(), 1),
@@ -392,7 +438,8 @@ mod tests {
             let (mut calls, mut context) = (call(how), before);
             assert!(put_right(&mut calls, &mut context).is_some(), "{how:?} {before:?}");
             assert_eq!((context, calls.len()), (want, left), "{how:?} {before:?}");
-            assert!(calls.iter().all(|c| c.armed), "{how:?}");
+            let accepts = matches!(how, How::Answer(Reply::Inject { .. }));
+            assert!(calls.iter().all(|c| c.armed == accepts && (accepts || c.how == How::Native)), "{how:?}");
         }
     }
 
@@ -424,9 +471,13 @@ mod tests {
 
     #[test]
     fn number_stands_before_the_call() {
-        assert_eq!(certain(&[0xb8, 3, 0, 0, 0, 0x0f, 0x05]), Some(libc::SYS_close as i32));
-        assert_eq!(certain(&[0xb8, 0, 0, 0, 0, 0x0f, 0x05]), None, "read may end with EINTR");
-        assert_eq!(certain(&[0x89, 3, 0, 0, 0, 0x0f, 0x05]), None);
+        let (exit, args) = (libc::SYS_exit_group as u64, [0, 231, 60, 0, 0, 0]);
+        assert_eq!(number(&[0xb8, 3, 0, 0, 0, 0x0f, 0x05], &args), Some(libc::SYS_close as i32));
+        assert_eq!(number(&[0xb8, 0x74, 0x20, 0x31, 0xc0, 0x0f, 0x05], &args), Some(libc::SYS_read as i32));
+        assert_eq!(number(&[0, 0, 0xf4, 0x89, 0xf0, 0x0f, 0x05], &args), Some(exit as i32));
+        assert_eq!(number(&[0, 0, 0, 0x89, 0xd0, 0x0f, 0x05], &args), Some(libc::SYS_exit as i32));
+        assert_eq!(number(&[0, 0, 0x44, 0x89, 0xf0, 0x0f, 0x05], &args), None, "r14");
+        assert_eq!(number(&[0x89, 3, 0, 0, 0, 0x0f, 0x05], &args), None);
     }
 
     #[test]

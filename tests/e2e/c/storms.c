@@ -294,6 +294,66 @@ static void only_in_the_wait(void)
     printf("only in the wait %d: child %d, %d wrong, %s\n", restart, status, wrong, interrupted > 10 ? "many interrupted" : "few interrupted");
 }
 
+/* A process ends though signals come, with its status. */
+static void ends(void)
+{
+    enum { PROCESSES = 200, SIGNALS = 12 };
+    int bad = 0, status, ready[2];
+    if (pipe(ready))
+        die("pipe");
+    sigaction(SIGUSR1, &(struct sigaction){.sa_handler = on_signal, .sa_flags = restart ? SA_RESTART : 0}, NULL);
+    for (int i = 0; i < PROCESSES; i++) {
+        char byte;
+        pid_t child = fork();
+        if (child == 0) {
+            while (write(ready[1], "r", 1) != 1)
+                ;
+            _exit(i % 100);
+        }
+        while (read(ready[0], &byte, 1) != 1)
+            ;
+        for (int k = 0; k < SIGNALS; k++) {
+            kill(child, SIGUSR1);
+            for (volatile int spin = 0; spin < i * 40; spin++)
+                ;
+        }
+        while (waitpid(child, &status, 0) < 0)
+            ;
+        bad += !WIFEXITED(status) || WEXITSTATUS(status) != i % 100;
+    }
+    printf("ends %d: %d badly\n", restart, bad);
+}
+
+/* As C libraries make calls: the number stands before the instruction. */
+#define CALL3(nr, a, b, c)                                                                                                              \
+    ({                                                                                                                                  \
+        long r_;                                                                                                                        \
+        __asm__ volatile("mov %1, %%eax\n\tsyscall" : "=&a"(r_) : "i"(nr), "D"((long)(a)), "S"((long)(b)), "d"((long)(c)) : "rcx", "r11", "memory"); \
+        r_;                                                                                                                             \
+    })
+
+/* Calls that do not wait end with EINTR never, though a handler without SA_RESTART runs. */
+static void without_waiting(void)
+{
+    int fd = socket(AF_INET, SOCK_DGRAM | SOCK_NONBLOCK, 0), wrong = 0;
+    char byte;
+    if (bind(fd, (void *)&at, sizeof at) || getsockname(fd, (void *)&at, &(socklen_t){sizeof at}) || connect(fd, (void *)&at, sizeof at))
+        die("socket");
+    struct iovec iov = {&byte, 1};
+    struct msghdr m = {.msg_iov = &iov, .msg_iovlen = 1};
+    timers();
+    for (int i = 0; i < 15000 || handled < 500; i++) {
+        wrong += CALL3(SYS_write, fd, &byte, 1) == -EINTR;
+        wrong += CALL3(SYS_read, fd, &byte, 1) == -EINTR;
+        wrong += CALL3(SYS_sendmsg, fd, &m, 0) == -EINTR;
+        wrong += CALL3(SYS_recvmsg, fd, &m, 0) == -EINTR;
+        wrong += CALL3(SYS_readv, fd, &iov, 1) == -EINTR;
+        wrong += CALL3(SYS_fcntl, fd, F_SETFL, O_NONBLOCK) == -EINTR;
+        wrong += CALL3(SYS_connect, fd, &at, sizeof at) == -EINTR;
+    }
+    printf("without waiting %d: %d interrupted\n", restart, wrong);
+}
+
 int main(int argc, char **argv)
 {
     at.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
@@ -302,6 +362,10 @@ int main(int argc, char **argv)
         every_call();
     else if (argc > 1 && !strcmp(argv[1], "waits"))
         only_in_the_wait();
+    else if (argc > 1 && !strcmp(argv[1], "ends"))
+        ends();
+    else if (argc > 1 && !strcmp(argv[1], "moments"))
+        without_waiting();
     else
         return 2;
     return 0;

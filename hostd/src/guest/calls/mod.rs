@@ -141,8 +141,12 @@ impl Guests {
             libc::SYS_close_range => Ok(self.sys_close_range(c, a)),
             libc::SYS_execve | libc::SYS_execveat => Ok(self.sys_exec(c)),
             libc::SYS_exit | libc::SYS_exit_group => {
-                self.end_thread(shared, c.tid);
-                Ok(Outcome::Continue)
+                match listener.send_continue(n.id) {
+                    Ok(()) => self.end_thread(shared, c.tid),
+                    // A handler runs before it ends.
+                    Err(_) => self.keep_unmade(shared, c, n),
+                }
+                Ok(Outcome::Taken)
             }
             libc::SYS_rt_sigreturn => {
                 self.sys_sigreturn(c, n);
