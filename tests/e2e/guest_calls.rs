@@ -211,3 +211,8 @@ print(*[call(nr, u.fileno(), kernel, 0, 0x40, 0, 0) for nr in (45, 44, 0, 1)], c
     let want = "EINVAL EAFNOSUPPORT EINVAL EAFNOSUPPORT EINVAL EINVAL EINVAL EAFNOSUPPORT EINVAL EAFNOSUPPORT EINVAL EINVAL\nEAFNOSUPPORT\nEFAULT EFAULT EFAULT EFAULT EFAULT\n";
     prints(&format!("{GET}{script}"), want);
 }
+
+#[test]
+fn a_number_whose_socket_is_replaced_unseen_is_what_it_is_now() {
+    crate::guest_signals::same_of("tables", &[&["shared"], &["split"], &["i386"]]);
+}

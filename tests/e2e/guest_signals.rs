@@ -36,7 +36,8 @@ fn same_on_both(cases: &[&[&str]]) {
     same_of("signals", cases);
 }
 
-fn same_of(program: &str, cases: &[&[&str]]) {
+/// As [`same_on_both`], of any program of `c/`.
+pub fn same_of(program: &str, cases: &[&[&str]]) {
     let program = Compiled::new(program);
     in_site(|site| {
         let lab = site.deploy(TWO_HOSTS);

@@ -25,18 +25,19 @@ use ringlab_kernel::syscall::{Call, EpollEvent, EpollOp, Ret};
 use ringlab_kernel::wait::queue::PollEvents;
 use rustix::event::{EventfdFlags, Timespec, epoll as ep, eventfd};
 use rustix::fd::{AsFd, OwnedFd};
+use std::hash::{BuildHasher, RandomState};
 use std::rc::Rc;
 use std::time::Duration;
 
 /// Octets of `struct epoll_event`.
 const EVENT: usize = 12;
-/// Upper half of a canary's data.
-const CANARY: u64 = 0x7269_6e67 << 32;
 /// Most events of one call: more are left for the next.
 const MOST: usize = 4096;
 
 struct Set {
     real: OwnedFd,
+    /// Data of its canary. A program that could guess it would pass another instance off as this one.
+    canary: u64,
     /// In the model.
     handle: i32,
     /// There are, or were, real descriptors in it.
@@ -56,6 +57,7 @@ struct Set {
 pub struct Sets {
     list: Map<u32, Set>,
     last: u32,
+    by_canary: Map<u64, u32>,
     canary: Option<OwnedFd>,
     suspect: bool,
 }
@@ -74,8 +76,7 @@ impl Sets {
         let info = std::fs::read_to_string(format!("/proc/{tid}/fdinfo/{fd}")).ok()?;
         let data = info.lines().filter_map(|l| l.split("data:").nth(1)?.split_whitespace().next());
         let numbers = data.filter_map(|d| u64::from_str_radix(d, 16).ok());
-        let mut sets = numbers.filter(|d| d >> 32 == CANARY >> 32).map(|d| d as u32);
-        sets.find(|n| self.list.contains_key(n))
+        numbers.filter_map(|d| self.by_canary.get(&d)).find(|n| self.list.contains_key(n)).copied()
     }
 
     /// Strikes sets out of a list that a process has.
@@ -104,10 +105,12 @@ impl Sets {
         }
         self.last = self.last.wrapping_add(1);
         let number = self.last;
+        let data = RandomState::new().hash_one(number);
         if let Some(canary) = &self.canary {
-            ep::add(&real, canary, ep::EventData::new_u64(CANARY | u64::from(number)), ep::EventFlags::empty())?;
+            ep::add(&real, canary, ep::EventData::new_u64(data), ep::EventFlags::empty())?;
         }
-        let set = Set { real, handle, has_real: false, watched: false, armed: false, real_first: false, waiters: Vec::new() };
+        self.by_canary.insert(data, number);
+        let set = Set { real, canary: data, handle, has_real: false, watched: false, armed: false, real_first: false, waiters: Vec::new() };
         self.list.insert(number, set);
         Ok(number)
     }
@@ -362,6 +365,7 @@ impl Guests {
 
     fn drop_set(&mut self, shared: &Shared, number: u32) {
         if let Some(set) = self.sets.list.remove(&number) {
+            self.sets.by_canary.remove(&set.canary);
             self.close_handle(shared, set.handle);
         }
     }

@@ -1,13 +1,14 @@
 //! Files that say who the host is: answered with the node's, in a memfd of the program's own.
 
 use super::Guests;
-use super::calls::Outcome;
+use super::calls::{Outcome, read_iov};
 use super::fds::{FILE, Kind};
 use super::notify::{Listener, Notif};
 use super::paths::{PATH_MAX, resolve};
 use super::table::Caller;
 use crate::host::Shared;
 use ringlab_kernel::errno::Errno;
+use ringlab_kernel::uaccess::Iov;
 use ringlab_kernel::vfs::procfs::{self, Entry};
 use ringlab_kernel::vfs::sysfs;
 use rustix::fd::{AsFd, AsRawFd, OwnedFd};
@@ -109,13 +110,33 @@ impl Guests {
     }
 
     /// `write` to a file of `/proc/sys/net`.
-    pub(super) fn write_file(&mut self, shared: &Shared, c: Caller, file: u32, a: &[u64; 6]) -> Result<Outcome, Errno> {
-        let Some(path) = self.files.get(file as usize) else { return Err(Errno::EBADF) };
-        let mut value = vec![0; usize::try_from(a[2]).unwrap_or(0).min(MAX_VALUE)];
+    pub(super) fn write_file(&mut self, shared: &Shared, c: Caller, file: u32, (at, len): (u64, u64)) -> Result<Outcome, Errno> {
+        let mut value = vec![0; usize::try_from(len).unwrap_or(0).min(MAX_VALUE)];
         if !value.is_empty() {
-            c.mem.read(a[1], &mut value)?;
+            c.mem.read(at, &mut value)?;
         }
-        shared.kernel().procfs_write(path, &value).map(|n| Outcome::Done(n as i64))
+        self.put(shared, file, &value)
+    }
+
+    /// `writev` there: one value.
+    pub(super) fn writev_file(&mut self, shared: &Shared, c: Caller, file: u32, a: &[u64; 6]) -> Result<Outcome, Errno> {
+        let parts = match read_iov(c.mem, a[1], a[2])? {
+            Iov::One(part) => vec![part],
+            Iov::Many(parts) => parts,
+            Iov::Source(..) => Vec::new(),
+        };
+        let mut value = Vec::new();
+        for part in parts {
+            let from = value.len();
+            value.resize(from + usize::try_from(part.len).unwrap_or(0).min(MAX_VALUE - from), 0);
+            c.mem.read(part.addr, &mut value[from..])?;
+        }
+        self.put(shared, file, &value)
+    }
+
+    fn put(&self, shared: &Shared, file: u32, value: &[u8]) -> Result<Outcome, Errno> {
+        let path = self.files.get(file as usize).ok_or(Errno::EBADF)?;
+        shared.kernel().procfs_write(path, value).map(|n| Outcome::Done(n as i64))
     }
 
     /// Number of a path: there are as many as the node has files that can be written.

@@ -128,6 +128,14 @@ const USERFAULTFD_IOC_NEW: u32 = 0xaa00;
 /// i386: `socketcall`, `socket` to `shutdown`, io_uring.
 const I386_NETWORK: &[(u32, u32)] = &[(102, 103), (359, 374), (425, 428)];
 
+/// i386: what changes who has which descriptor, or ends a thread: `exit`, `close`, `execve`, `dup2`, `clone`, `exit_group`,
+/// `unshare`, `dup3`, `execveat`, `clone3`, `close_range`.
+const I386_TABLES: &[u32] = &[1, 6, 11, 63, 120, 252, 310, 330, 358, 435, 436];
+/// Of those the ones that end a thread.
+pub const I386_EXITS: [i32; 2] = [1, 252];
+/// Of those `execve` and `execveat`.
+pub const I386_EXECS: [i32; 2] = [11, 358];
+
 /// The program.
 pub fn program() -> Vec<Insn> {
     let mut p = vec![load(ARCH)];
@@ -135,6 +143,9 @@ pub fn program() -> Vec<Insn> {
     let mut other = vec![load(NR)];
     for &(from, to) in I386_NETWORK {
         other.extend([jge(from, 0, 2), jge(to, 1, 0), ret(RET_ENOSYS)]);
+    }
+    for &nr in I386_TABLES {
+        other.extend([jeq(nr, 0, 1), ret(RET_NOTIFY)]);
     }
     other.push(ret(RET_ALLOW));
     p.push(jeq(ARCH_X86_64, other.len() as u8, 0));
@@ -170,6 +181,12 @@ pub fn program() -> Vec<Insn> {
     for nr in [libc::SYS_io_uring_setup, libc::SYS_io_uring_enter, libc::SYS_io_uring_register] {
         p.extend([jeq(nr as u32, 0, 1), ret(RET_ENOSYS)]);
     }
+    // Processes that share their descriptors, threads that do not. What `clone3` is asked for is out of a filter's sight.
+    let files = jset(libc::CLONE_FILES as u32, 1, 0);
+    let clone = vec![load(arg(0)), files, ret(RET_ALLOW), jset(libc::CLONE_THREAD as u32, 0, 1), ret(RET_ALLOW), ret(RET_NOTIFY)];
+    when(&mut p, libc::SYS_clone, clone);
+    when(&mut p, libc::SYS_unshare, vec![load(arg(0)), files, ret(RET_ALLOW), ret(RET_NOTIFY)]);
+    p.extend([jeq(libc::SYS_clone3 as u32, 0, 1), ret(RET_ENOSYS)]);
     // The machine's name is not the node's.
     // Nor are sockets of other processes of the user.
     for nr in [libc::SYS_sethostname, libc::SYS_setdomainname, libc::SYS_pidfd_getfd] {
@@ -287,11 +304,24 @@ mod tests {
         for nr in [102, 359, 373, 425, 427] {
             assert_eq!(decide(ARCH_I386, nr, [0; 6]), RET_ENOSYS, "i386 {nr}");
         }
-        for nr in [1, 4, 101, 103, 358, 374, 428] {
+        for nr in [2, 4, 101, 103, 357, 374, 428] {
             assert_eq!(decide(ARCH_I386, nr, [0; 6]), RET_ALLOW, "i386 {nr}");
         }
         assert_eq!(decide(ARCH_X86_64, X32_BIT | 41, [2, 1, 0, 0, 0, 0]), RET_ENOSYS);
         assert_eq!(native(libc::SYS_io_uring_setup, [1, 0]), RET_ENOSYS);
+    }
+
+    #[test]
+    fn tables_of_descriptors_that_are_not_a_process_s_are_noticed() {
+        let (files, thread) = (libc::CLONE_FILES as u64, libc::CLONE_THREAD as u64);
+        for (flags, want) in [(0, RET_ALLOW), (files | thread, RET_ALLOW), (files, RET_NOTIFY), (libc::CLONE_VM as u64, RET_ALLOW)] {
+            assert_eq!(native(libc::SYS_clone, [flags, 0]), want, "{flags:#x}");
+        }
+        assert_eq!((native(libc::SYS_unshare, [files, 0]), native(libc::SYS_unshare, [thread, 0])), (RET_NOTIFY, RET_ALLOW));
+        assert_eq!(native(libc::SYS_clone3, [0, 0]), RET_ENOSYS);
+        for nr in I386_TABLES {
+            assert_eq!(decide(ARCH_I386, *nr, [0; 6]), RET_NOTIFY, "i386 {nr}");
+        }
     }
 
     #[test]

@@ -130,7 +130,7 @@ impl Guests {
         let Kind::Epoll(number) = self.kind(c, fd) else { return Ok(None) };
         let (wait, timeout) = EpollFinish::read(c, n, number)?;
         let events = libc::POLLIN as u16;
-        let entries = vec![Entry { fd, asked: events, events, revents: 0 }];
+        let entries = vec![Entry { fd, events, revents: 0 }];
         let mut p = Box::new(PollFinish::of(Form::Set(wait), entries, timeout.map(|t| shared.now() + t)));
         p.modelled.extend(self.sets.handle(number).map(|handle| (0, handle)));
         p.real.extend(self.sets.copy(number).map(|copy| (0, copy)));

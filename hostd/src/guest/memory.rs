@@ -62,6 +62,29 @@ impl Mem {
         if usize::try_from(n) == Ok(one.1.len() + two.1.len()) { Ok(()) } else { Err(Errno::EFAULT) }
     }
 
+    /// Writes numbers `stride` octets apart, and nothing between them.
+    ///
+    /// # Errors
+    /// As [`Self::write`].
+    pub fn write_every(&self, mut dst: u64, stride: usize, src: &[u16]) -> Result<(), Errno> {
+        const MOST: usize = 256;
+        for part in src.chunks(MOST) {
+            let local = libc::iovec { iov_base: part.as_ptr().cast_mut().cast(), iov_len: size_of_val(part) };
+            let mut remote = [libc::iovec { iov_base: core::ptr::null_mut(), iov_len: size_of::<u16>() }; MOST];
+            for to in &mut remote[..part.len()] {
+                to.iov_base = dst as *mut _;
+                dst = dst.wrapping_add(stride as u64);
+            }
+            // SAFETY: the local vector names memory that is only read and outlives the call; the remote addresses are
+            // checked by the kernel.
+            let n = unsafe { libc::process_vm_writev(self.tid, &raw const local, 1, remote.as_ptr(), part.len() as _, 0) };
+            if usize::try_from(n) != Ok(local.iov_len) {
+                return Err(Errno::EFAULT);
+            }
+        }
+        Ok(())
+    }
+
     /// Reads into runs of shared memory.
     ///
     /// # Errors
@@ -157,6 +180,15 @@ mod tests {
             assert_eq!(own().read(addr, &mut buf), Err(Errno::EFAULT), "{addr:#x}");
             assert_eq!(own().write(addr, &buf), Err(Errno::EFAULT), "{addr:#x}");
         }
+    }
+
+    #[test]
+    fn numbers_are_written_apart_and_nothing_between_them() {
+        let mut there = vec![[7u16; 4]; 700];
+        let values: Vec<u16> = (0..700).collect();
+        own().write_every(there.as_mut_ptr() as u64 + 6, 8, &values).expect("written");
+        assert!(there.iter().zip(&values).all(|(t, &v)| *t == [7, 7, 7, v]));
+        assert_eq!(own().write_every(8, 8, &values), Err(Errno::EFAULT));
     }
 
     #[test]

@@ -110,6 +110,9 @@ pub struct Guests {
     stage: calls::Stage,
     /// A socket of hostd's own, for questions about interfaces on real sockets.
     control: Option<i32>,
+    /// Some process shares its descriptors with another one, has threads that do not share them, or changes them by calls of
+    /// i386: nothing that is known of a process's descriptors holds.
+    untold: bool,
     /// Paths of the node's own files that were opened.
     files: Vec<String>,
     shown: shown::Shown,
@@ -141,6 +144,7 @@ impl Guests {
             mappings: Vec::new(),
             stage: calls::Stage::default(),
             control: None,
+            untold: false,
             files: Vec::new(),
             shown: shown::Shown::default(),
             bound,
@@ -236,6 +240,9 @@ impl Guests {
             return;
         };
         self.begin_call(shared, caller);
+        if notif.is_i386() {
+            return self.on_i386(shared, caller, listener, notif);
+        }
         if !self.mappings.is_empty() {
             self.end_mappings(caller, listener, notif);
         }

@@ -21,6 +21,16 @@ pub struct Notif {
     pub args: [u64; 6],
 }
 
+/// `AUDIT_ARCH_I386`.
+const ARCH_I386: u32 = 0x4000_0003;
+
+impl Notif {
+    /// True if the call is one of i386: its number and arguments mean something else.
+    pub fn is_i386(&self) -> bool {
+        self.arch == ARCH_I386
+    }
+}
+
 #[repr(C)]
 struct Resp {
     id: u64,

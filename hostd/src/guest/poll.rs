@@ -26,6 +26,8 @@ use std::time::Duration;
 
 /// Octets of `struct pollfd`.
 const POLLFD: usize = 8;
+/// Where `revents` stands in it.
+const REVENTS: u64 = 6;
 /// Most descriptors of a call.
 const MOST: u64 = 1 << 20;
 /// So many descriptors are no question of limits: those of a `fd_set` as C libraries have it.
@@ -40,8 +42,6 @@ const NVAL: u16 = 0x0020;
 #[derive(Debug, Clone, Copy)]
 pub struct Entry {
     pub(super) fd: i32,
-    /// As the program wrote it.
-    pub(super) asked: u16,
     pub(super) events: u16,
     pub(super) revents: u16,
 }
@@ -111,10 +111,7 @@ impl Guests {
         if !buf.is_empty() {
             c.mem.read(a[0], &mut buf)?;
         }
-        let entry = |b: &[u8]| {
-            let asked = u32_at(b, 4) as u16;
-            Entry { fd: u32_at(b, 0) as i32, asked, events: asked & !NVAL, revents: 0 }
-        };
+        let entry = |b: &[u8]| Entry { fd: u32_at(b, 0) as i32, events: u32_at(b, 4) as u16 & !NVAL, revents: 0 };
         let entries: Vec<Entry> = buf.chunks_exact(POLLFD).map(entry).collect();
         let (timeout, left) = if i64::from(n.nr) == libc::SYS_poll {
             (millis(a[2] as i32), Left::No)
@@ -141,7 +138,7 @@ impl Guests {
             let wants = [IN_SET, OUT_SET, EX_SET].into_iter().zip(&sets).filter(|(_, s)| has(s));
             let events = wants.fold(0, |all, (bits, _)| all | bits);
             if events != 0 {
-                entries.push(Entry { fd: fd as i32, asked: events, events, revents: 0 });
+                entries.push(Entry { fd: fd as i32, events, revents: 0 });
             }
         }
         let (timeout, left) = match (i64::from(n.nr) == libc::SYS_select, a[4]) {
@@ -344,13 +341,9 @@ impl PollFinish {
         match self.form {
             Form::Set(_) | Form::Not(_) => Ok(0),
             Form::Poll(at) => {
-                let mut buf = Vec::with_capacity(self.entries.len() * POLLFD);
-                for e in &self.entries {
-                    buf.extend(e.fd.to_ne_bytes());
-                    buf.extend(e.asked.to_ne_bytes());
-                    buf.extend(if e.is_bad() { NVAL } else { e.revents }.to_ne_bytes());
-                }
-                c.mem.write(at, &buf)?;
+                // What was asked for is the program's: another thread may change it meanwhile.
+                let revents: Vec<u16> = self.entries.iter().map(|e| if e.is_bad() { NVAL } else { e.revents }).collect();
+                c.mem.write_every(at.wrapping_add(REVENTS), POLLFD, &revents)?;
                 Ok(self.ready() as i64)
             }
             Form::Select(count, at) => self.write_sets(c, count, at),

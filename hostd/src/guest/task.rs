@@ -128,7 +128,8 @@ impl Guests {
             return Kind::None;
         }
         // While a thread is in `exec`, whose end shows later, nothing that is known need be right.
-        let known = |p: &Proc| p.execs.is_empty().then(|| p.cache.get(fd)).flatten();
+        let sure = !self.untold;
+        let known = |p: &Proc| (sure && p.execs.is_empty()).then(|| p.cache.get(fd)).flatten();
         if let Some(kind) = self.procs.get(&caller.tgid).and_then(known) {
             return kind;
         }

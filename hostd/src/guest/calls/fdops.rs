@@ -4,6 +4,7 @@ use super::{Finish, Outcome, Result};
 use crate::guest::Guests;
 use crate::guest::decode::{u32_at, u64_at};
 use crate::guest::fds::{Kind, Link, look};
+use crate::guest::filter::{I386_EXECS, I386_EXITS};
 use crate::guest::notify::{Listener, Notif};
 use crate::guest::table::Caller;
 use crate::host::Shared;
@@ -14,6 +15,7 @@ use ringlab_kernel::syscall::{Call, Ret};
 use rustix::fd::AsFd;
 use std::rc::Rc;
 
+const CLOSE_RANGE_UNSHARE: u32 = 2;
 const CLOSE_RANGE_CLOEXEC: u32 = 4;
 const F_SETOWN: i32 = 8;
 const F_GETOWN: i32 = 9;
@@ -65,8 +67,29 @@ impl Guests {
         Outcome::Continue
     }
 
+    /// `clone`, `unshare`: from here on descriptors are not a process's.
+    pub(super) fn sys_split(&mut self) -> Outcome {
+        self.untold = true;
+        Outcome::Continue
+    }
+
+    /// A call of i386 that changes descriptors or ends a thread: the machine's kernel makes it. A hang-up of the placeholder tells
+    /// of what it closes.
+    pub(in crate::guest) fn on_i386(&mut self, shared: &Shared, c: Caller, listener: &Listener, n: &Notif) {
+        self.untold = true;
+        self.sets.suspect();
+        if I386_EXECS.contains(&n.nr) {
+            self.sys_exec(c);
+        } else if I386_EXITS.contains(&n.nr) {
+            self.end_thread(shared, c.tid);
+        }
+        // Interrupted before, it is made again or it is not: nothing of it is kept.
+        let _ = listener.send_continue(n.id);
+    }
+
     pub(super) fn sys_close_range(&mut self, c: Caller, a: &[u64; 6]) -> Outcome {
         let (first, last, flags) = (a[0] as u32, a[1] as u32, a[2] as u32);
+        self.untold |= flags & CLOSE_RANGE_UNSHARE != 0;
         if flags & CLOSE_RANGE_CLOEXEC == 0 {
             self.sets.suspect();
             self.forget_mappings(c.tgid, first, last);

@@ -128,7 +128,7 @@ fn one(addr: u64, len: u64) -> Result<Iov> {
 }
 
 /// Reads buffers of `readv` and its kin.
-fn read_iov(mem: Mem, addr: u64, count: u64) -> Result<Iov> {
+pub fn read_iov(mem: Mem, addr: u64, count: u64) -> Result<Iov> {
     let count = usize::try_from(count).ok().filter(|&n| n <= msg::MAX_IOV).ok_or(Errno::EINVAL)?;
     let mut small = [0; 8 * msg::IOVEC];
     let mut large = Vec::new();

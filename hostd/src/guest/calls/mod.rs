@@ -25,6 +25,7 @@ use ringlab_kernel::errno::Errno;
 use ringlab_kernel::syscall::Call;
 use std::rc::Rc;
 
+pub use io::read_iov;
 pub use splice::Splice;
 pub use stage::Stage;
 pub use transfer::Transfer;
@@ -140,6 +141,7 @@ impl Guests {
             libc::SYS_dup2 | libc::SYS_dup3 => Ok(self.sys_dup_onto(c, a)),
             libc::SYS_close_range => Ok(self.sys_close_range(c, a)),
             libc::SYS_execve | libc::SYS_execveat => Ok(self.sys_exec(c)),
+            libc::SYS_clone | libc::SYS_unshare => Ok(self.sys_split()),
             libc::SYS_exit | libc::SYS_exit_group => {
                 match listener.send_continue(n.id) {
                     Ok(()) => self.end_thread(shared, c.tid),
@@ -170,7 +172,9 @@ impl Guests {
             _ => match self.kind(c, fd) {
                 // The machine's kernel knows best what is wrong with it.
                 Kind::Real if i64::from(n.nr) == libc::SYS_ioctl => self.sys_ioctl_real(shared, c, a),
-                Kind::File(file) if i64::from(n.nr) == libc::SYS_write => self.write_file(shared, c, file, a),
+                Kind::File(file) if i64::from(n.nr) == libc::SYS_write => self.write_file(shared, c, file, (a[1], a[2])),
+                // The C library musl writes so: the value in one of two pieces.
+                Kind::File(file) if i64::from(n.nr) == libc::SYS_writev => self.writev_file(shared, c, file, a),
                 Kind::Foreign => Err(Errno::EACCES),
                 Kind::None | Kind::Real | Kind::Epoll(_) | Kind::File(_) => Ok(Outcome::Continue),
                 Kind::Modelled(handle) => self.on_modelled(shared, c, n, handle),
