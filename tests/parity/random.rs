@@ -10,6 +10,8 @@ const SEQUENCES: u64 = 10_000;
 const A_LINK: u64 = 5;
 /// Sequences of one run: what it prints is kept in memory.
 const CHUNK: u64 = 10_000;
+/// So many sequences of one run may be answered by Linux now so, now so.
+const WAVERING: u64 = 4;
 
 #[test]
 fn random_sequences_over_loopback_are_answered_alike() {
@@ -45,13 +47,29 @@ fn sequences(mode: &str, count: u64) {
                 _ => linux != ours,
             }
         };
-        let differing: Vec<u64> = (first..first + chunk).filter(differs).collect();
+        let (wavering, differing): (Vec<u64>, Vec<u64>) =
+            (first..first + chunk).filter(differs).partition(|&seed| linux_wavers(&worlds, mode, seed, &linux));
         if let Some(&seed) = differing.first() {
+            let seen = text(&diff(lines(&linux, seed), lines(&ours, seed)));
             let shrunk = shrink(&worlds, mode, seed, &linux, &ours);
-            panic!("{} of {chunk} sequences differ (or no longer, as known.txt says): {differing:?}\n{shrunk}", differing.len());
+            panic!(
+                "{} of {chunk} sequences differ (or no longer, as known.txt says): {differing:?}\nseed {seed}:\n{seen}\n{shrunk}",
+                differing.len()
+            );
         }
+        eprintln!("{} of {chunk} sequences are answered by Linux now so, now so: {wavering:?}", wavering.len());
+        assert!(wavering.len() as u64 <= WAVERING.max(chunk / 1000), "so many that nothing is compared any more");
         first += chunk;
     }
+}
+
+/// True if Linux does not answer a sequence as it did before. On a busy machine what it sends over loopback is at times left
+/// to `ksoftirqd`, and a call that follows at once meets the state before its arrival.
+fn linux_wavers(worlds: &Worlds<'_>, mode: &str, seed: u64, before: &Cases) -> bool {
+    (0..3).any(|_| {
+        let (linux, _) = run(worlds, mode, seed, 1, &[]);
+        lines(&linux, seed) != lines(before, seed)
+    })
 }
 
 fn run(worlds: &Worlds<'_>, mode: &str, first: u64, count: u64, more: &[String]) -> (Cases, Cases) {
@@ -94,6 +112,9 @@ fn shrink(worlds: &Worlds<'_>, mode: &str, seed: u64, linux: &Cases, ours: &Case
             skipped.pop();
         }
     }
-    let text: Vec<String> = shortest.iter().map(ToString::to_string).collect();
-    format!("seed {seed} over {mode}, {} steps without {}:\n{}", last + 1, skipped.join(" "), text.join("\n"))
+    format!("seed {seed} over {mode}, {} steps without {}:\n{}", last + 1, skipped.join(" "), text(&shortest))
+}
+
+fn text(lines: &[crate::compare::Line]) -> String {
+    lines.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
 }
