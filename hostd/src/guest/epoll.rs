@@ -75,8 +75,7 @@ impl Sets {
     pub fn identify(&self, tid: i32, fd: i32) -> Option<u32> {
         let info = std::fs::read_to_string(format!("/proc/{tid}/fdinfo/{fd}")).ok()?;
         let data = info.lines().filter_map(|l| l.split("data:").nth(1)?.split_whitespace().next());
-        let numbers = data.filter_map(|d| u64::from_str_radix(d, 16).ok());
-        numbers.filter_map(|d| self.by_canary.get(&d)).find(|n| self.list.contains_key(n)).copied()
+        data.filter_map(|d| u64::from_str_radix(d, 16).ok()).find_map(|d| self.by_canary.get(&d).copied())
     }
 
     /// Strikes sets out of a list that a process has.
