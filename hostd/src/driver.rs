@@ -25,6 +25,7 @@ use ringlab_ring::memory::Region;
 use ringlab_ring::packed::{DriverQueue, Features, Layout, RingError};
 use ringlab_ring::pool::{Buf, Pool};
 use ringlab_ring::vnet::{VNET_HDR_LEN, VnetHdr};
+use rustix::time::{ClockId, clock_gettime};
 use std::collections::VecDeque;
 
 /// Octets of a receive buffer.
@@ -221,7 +222,8 @@ impl Nic {
     /// Rings the doorbell of a queue's transmit ring.
     pub fn ring(&self, queue: u16) {
         if let Some(bell) = self.attachment.as_ref().and_then(|a| a.kick.get(usize::from(queue) * 2 + 1)) {
-            bell.ring();
+            let now = clock_gettime(ClockId::Monotonic);
+            bell.ring_at(now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64);
         }
     }
 

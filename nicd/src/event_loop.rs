@@ -53,6 +53,7 @@ pub fn run(run_dir: PathBuf, commands: &Commands) -> anyhow::Result<()> {
         }
         // Behind frames that come close upon each other comes another one. Behind a lone one comes sleep, which looks
         // for work itself.
+        let mut asleep = None;
         let wait = if work && idle < LONE_NS {
             if rounds % ROUNDS != 0 {
                 continue;
@@ -62,7 +63,9 @@ pub fn run(run_dir: PathBuf, commands: &Commands) -> anyhow::Result<()> {
             std::hint::spin_loop();
             continue;
         } else if nic.sleep(time, &poller) {
-            rest(&nic, now(), spin.last_work)
+            let time = now();
+            asleep = Some(time);
+            rest(&nic, time, spin.last_work)
         } else {
             std::hint::spin_loop();
             continue;
@@ -79,7 +82,7 @@ pub fn run(run_dir: PathBuf, commands: &Commands) -> anyhow::Result<()> {
                     }
                 }
             }
-            nic.on_event(time, token, &poller);
+            nic.on_event(time, asleep, token, &poller);
         }
     }
 }

@@ -269,14 +269,13 @@ impl Nic {
         }
     }
 
-    /// A descriptor has something.
-    pub fn on_event(&mut self, now: Instant, token: Token, poller: &Poller) {
+    /// A descriptor has something. Since `asleep` nobody has looked at the rings.
+    pub fn on_event(&mut self, now: Instant, asleep: Option<Instant>, token: Token, poller: &Poller) {
         match token {
             Token::Control | Token::Alarm => {}
             Token::Kick(at, ring) => {
                 if let Some(port) = self.port(at) {
-                    port.core.counters.inc(if ring % 2 == 0 { Count::RxKicks } else { Count::TxKicks });
-                    port.wake();
+                    port.on_kick(now, asleep, ring);
                 }
             }
             Token::CableBell(at) => {

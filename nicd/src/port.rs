@@ -77,6 +77,8 @@ pub struct NicPort {
     completions: bool,
     /// The next frame from the wire was handed over before its time.
     timed: bool,
+    /// A transmit queue, and when its doorbell was rung: its next frame has been on the wire since.
+    rung: Option<(u16, Instant)>,
 }
 
 /// Whether received frames wait for buffers.
@@ -128,7 +130,22 @@ impl NicPort {
             stall: Stall::No,
             completions: false,
             timed: false,
+            rung: None,
         }
+    }
+
+    /// The driver rang for a ring, at which nobody has looked since `asleep`.
+    pub fn on_kick(&mut self, now: Instant, asleep: Option<Instant>, ring: u16) {
+        self.core.counters.inc(if ring % 2 == 0 { Nic::RxKicks } else { Nic::TxKicks });
+        if let Device::Vhost(vhost) = &self.device
+            && let Some(rung) = vhost.drain_kick(ring, now)
+            && ring % 2 == 1
+            // Frames that were rung for earlier are gone.
+            && asleep.is_some_and(|since| rung >= since)
+        {
+            self.rung = Some((ring / 2, rung));
+        }
+        self.wake();
     }
 
     /// One bounded round of everything; true if there was work. With `bridge`, frames
@@ -177,6 +194,8 @@ impl NicPort {
 
     fn poll_transmit(&mut self, now: Instant) -> Result<usize, Fault> {
         let mut n = 0;
+        // The driver rang for the first frame, or for one behind it. Those behind it may have come later.
+        let rung = self.rung.take();
         if self.pending {
             if !self.send_transmit(now)? {
                 return Ok(0);
@@ -184,11 +203,12 @@ impl NicPort {
             n += 1;
         }
         for queue in 0..self.core.rings() / 2 {
-            for _ in 0..BATCH {
+            for i in 0..BATCH {
                 if !self.core.transmit_next(queue, &mut self.transmit)? {
                     break;
                 }
-                if !self.send_transmit(now)? {
+                let sent = rung.filter(|(of, _)| i == 0 && *of == queue).map_or(now, |(_, at)| at);
+                if !self.send_transmit(sent)? {
                     return Ok(n);
                 }
                 n += 1;

@@ -3,6 +3,7 @@
 use crate::poller::{Poller, Token};
 use ringlab_device::moderation::ModerationParams;
 use ringlab_device::port::Port;
+use ringlab_device::time::Instant;
 use ringlab_ring::doorbell::Doorbell;
 use ringlab_ring::packed::{DeviceQueue, Features, RingError, VringBase};
 use ringlab_ring::vhost_user::{BackDevice, BackEnd, BackEvent, Connection, Handled, Listener, Moderation, NetConfig};
@@ -174,6 +175,13 @@ impl Vhost {
                 call.ring();
             }
         }
+    }
+
+    /// Silences a ring's doorbell. When it was rung, if the driver says so.
+    #[inline]
+    pub fn drain_kick(&self, ring: u16, now: Instant) -> Option<Instant> {
+        let kick = self.rings.get(usize::from(ring))?.kick.as_ref()?;
+        kick.drain_at(now.0).map(Instant)
     }
 
     /// Tells the driver that a ring is dead.
