@@ -114,6 +114,7 @@ fn ping_rtt() -> Result<Vec<Figure>> {
     round_trips(&lab, 10, "0.005")?; // resolves the neighbour
     let value = || Ok(median(&round_trips(&lab, 200, "0.005")?));
     let (reference, value) = in_turn(|| reference::veth_ping(&veth, 200), value)?;
+    programs::machine(&["hops", "200"], "ns", "six bare hand-overs between four processes that do nothing else")?;
     Ok(vec![Figure::ratio("ping_rtt", value, "µs", reference, Target::AtMost(5.0))])
 }
 
@@ -129,6 +130,7 @@ fn delay_10ms() -> Result<Vec<Figure>> {
     }
     eprintln!("  beyond 20 ms: medians {medians:.0?} µs, 99th percentiles {tails:.0?} µs");
     let (value, tail) = (20_000.0 + median(&medians), 20_000.0 + median(&tails));
+    programs::machine(&["sleeps", "100"], "ns", "sleeps of 10 ms are too long by, 99th percentile")?;
     let figure = |name: &str, value: f64, limit: f64| Figure {
         name: name.into(),
         value,

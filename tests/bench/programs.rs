@@ -87,6 +87,15 @@ fn run(command: &mut Command) -> Result<String> {
     Ok(String::from_utf8(out.stdout)?)
 }
 
+/// Says what the machine does without a lab: `calls` in a mode that does no more.
+///
+/// # Errors
+/// When it cannot be compiled or run.
+pub fn machine(args: &[&str], unit: &str, what: &str) -> Result<()> {
+    let files = Files::new()?;
+    floor(&files.calls()?, args, unit, what)
+}
+
 /// Says what a figure could be at best by the means that it uses: `calls` in a mode that does no more.
 fn floor(calls: &str, args: &[&str], unit: &str, what: &str) -> Result<()> {
     let times: Vec<f64> = (0..5).map(|_| parse(&run(Command::new(calls).args(args))?)).collect::<Result<_>>()?;

@@ -5,6 +5,8 @@
  *   calls copies N        the same, and the other process copies what a getsockopt reads and writes
  *   calls file PATH N     octets a second of N reads and N writes of 64 KiB
  *   calls passed PATH N   the same, each notified and let go by a process that does nothing else
+ *   calls hops N          ns of a wake-up's way from a process through two others to a fourth and back, one each 5 ms
+ *   calls sleeps N        ns by which N sleeps of 10 ms are too long, 99th percentile
  *   calls idle PORT N     serves N connections, one with something to read; ns of an epoll_wait
  *   calls flock HOST PORT N   makes the N connections, and keeps them until the server is done
  */
@@ -15,12 +17,14 @@
 #include <linux/seccomp.h>
 #include <netinet/tcp.h>
 #include <sched.h>
+#include <signal.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
@@ -148,15 +152,103 @@ static void answer(int listener, int copies)
     }
 }
 
-/* The caller's descriptors are this process's as well: the listener needs no passing but of its number. Both stay on
- * one CPU, where the hand-over is cheapest. With `path` the calls are those of `file`. */
-static void bare(const char *path, long n, int copies)
+/* On one CPU hand-overs are cheapest. */
+static void stay(void)
 {
     cpu_set_t one;
     CPU_ZERO(&one);
     CPU_SET(sched_getcpu(), &one);
     if (sched_setaffinity(0, sizeof one, &one))
         fail("sched_setaffinity");
+}
+
+enum { HOPS = 6 };
+
+/* Who is woken by each hop: 0 is the sender, 1 and 2 are in between, 3 is the other end. */
+static const int woken[HOPS] = { 1, 2, 3, 2, 1, 0 };
+
+static int watch(const int *bells, int who)
+{
+    int epoll = epoll_create1(0);
+    for (int hop = 0; hop < HOPS; hop++) {
+        struct epoll_event event = { .events = EPOLLIN | EPOLLET, .data.u32 = hop };
+        if (woken[hop] == who && epoll_ctl(epoll, EPOLL_CTL_ADD, bells[hop], &event))
+            fail("epoll_ctl");
+    }
+    return epoll;
+}
+
+static void ring(int bell)
+{
+    uint64_t one = 1;
+    if (write(bell, &one, sizeof one) != sizeof one)
+        fail("write");
+}
+
+static int compare(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+static void hops(long n)
+{
+    int bells[HOPS], pids[4];
+    struct epoll_event event;
+    double *times = calloc(n, sizeof *times);
+    stay();
+    for (int hop = 0; hop < HOPS; hop++)
+        if ((bells[hop] = eventfd(0, EFD_NONBLOCK)) < 0)
+            fail("eventfd");
+    for (int who = 1; who < 4; who++) {
+        if ((pids[who] = fork()) < 0)
+            fail("fork");
+        if (pids[who] == 0) {
+            prctl(PR_SET_PDEATHSIG, SIGKILL);
+            int epoll = watch(bells, who);
+            for (;;)
+                if (epoll_wait(epoll, &event, 1, -1) == 1)
+                    ring(bells[event.data.u32 + 1]);
+        }
+    }
+    int epoll = watch(bells, 0);
+    for (long i = 0; i < n; i++) {
+        usleep(5000);
+        double began = now();
+        ring(bells[0]);
+        if (epoll_wait(epoll, &event, 1, -1) != 1)
+            fail("epoll_wait");
+        times[i] = now() - began;
+    }
+    for (int who = 1; who < 4; who++) {
+        kill(pids[who], SIGKILL);
+        waitpid(pids[who], NULL, 0);
+    }
+    qsort(times, n, sizeof *times, compare);
+    printf("%.1f\n", times[n / 2]);
+}
+
+static void sleeps(long n)
+{
+    const struct timespec time = { .tv_nsec = 10000000 };
+    double *times = calloc(n, sizeof *times);
+    stay();
+    if (prctl(PR_SET_TIMERSLACK, 1))
+        fail("timer slack");
+    for (long i = 0; i < n; i++) {
+        double began = now();
+        nanosleep(&time, NULL);
+        times[i] = now() - began - time.tv_nsec;
+    }
+    qsort(times, n, sizeof *times, compare);
+    printf("%.1f\n", times[n * 99 / 100]);
+}
+
+/* The caller's descriptors are this process's as well: the listener needs no passing but of its number. With `path`
+ * the calls are those of `file`. */
+static void bare(const char *path, long n, int copies)
+{
+    stay();
     volatile int *number = mmap(NULL, sizeof *number, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     if (number == MAP_FAILED)
         fail("mmap");
@@ -243,6 +335,10 @@ int main(int argc, char **argv)
         bare(NULL, atol(argv[2]), 0);
     else if (argc == 3 && !strcmp(argv[1], "copies"))
         bare(NULL, atol(argv[2]), 1);
+    else if (argc == 3 && !strcmp(argv[1], "hops"))
+        hops(atol(argv[2]));
+    else if (argc == 3 && !strcmp(argv[1], "sleeps"))
+        sleeps(atol(argv[2]));
     else if (argc == 4 && !strcmp(argv[1], "passed"))
         bare(argv[2], atol(argv[3]), 0);
     else if (argc == 4 && !strcmp(argv[1], "file"))
