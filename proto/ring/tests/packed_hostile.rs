@@ -146,6 +146,42 @@ fn device_names_the_rule_that_a_table_broke() {
     device_says(with, |p| p.desc(0, outside, 32, 0, AVAIL | INDIRECT), RingError::OutOfBounds { addr: outside, len: 32 });
 }
 
+/// DPDK's virtio driver marks the header in a transmit table as writable: on a ring on which the
+/// device writes nothing that does no harm, and all other rules hold.
+#[test]
+fn a_device_that_writes_nothing_reads_tables_marked_writable() {
+    let entry = |len: u32, flags: u16| {
+        let mut entry = [0; 16];
+        entry[..8].copy_from_slice(&GPA.to_le_bytes());
+        entry[8..12].copy_from_slice(&len.to_le_bytes());
+        entry[14..].copy_from_slice(&flags.to_le_bytes());
+        entry
+    };
+    let table = |p: &Peer, last: u16| {
+        p.put(GPA + 8192, &[entry(12, WRITE), entry(50, NEXT), entry(60, last)].concat());
+        p.desc(0, GPA + 8192, 48, 7, AVAIL | INDIRECT | WRITE);
+    };
+    device_says(Features::INDIRECT_DESC, |p| table(p, 0), RingError::ReadableAfterWritable(0));
+    let mut chain = Chain::new();
+    for last in [0, WRITE] {
+        let (peer, mut queue) = device(8, Features::INDIRECT_DESC);
+        queue.expect_readable_tables();
+        table(&peer, last);
+        assert_eq!(queue.pop(&mut chain), Ok(true));
+        assert_eq!((chain.id, chain.descs, chain.segments.len(), chain.readable, chain.writable), (7, 1, 3, 122, 0));
+        assert!(chain.segments.iter().all(|s| !s.writable));
+    }
+    let (peer, mut queue) = device(8, Features::INDIRECT_DESC);
+    queue.expect_readable_tables();
+    table(&peer, INDIRECT);
+    assert_eq!(queue.pop(&mut chain), Err(RingError::IndirectInChain(0)));
+    let (peer, mut queue) = device(8, Features::INDIRECT_DESC);
+    queue.expect_readable_tables();
+    peer.desc(1, GPA, 1, 0, AVAIL);
+    peer.desc(0, GPA, 1, 0, AVAIL | NEXT | WRITE);
+    assert_eq!(queue.pop(&mut chain), Err(RingError::ReadableAfterWritable(1)), "in the ring itself the mark counts");
+}
+
 #[test]
 fn device_names_long_chains_overruns_and_event_words() {
     let (peer, mut queue) = device(256, Features::EVENT_IDX);

@@ -61,6 +61,8 @@ pub struct DeviceQueue {
     map: Arc<MemoryMap>,
     features: Features,
     size: u16,
+    /// Tables name readable buffers alone, whatever they say.
+    readable_tables: bool,
     /// The region in which the last buffer lay: most likely also the next one's.
     hot: HotRegion,
     /// Next descriptor to take,
@@ -127,6 +129,7 @@ impl DeviceQueue {
             map,
             features,
             size,
+            readable_tables: false,
             avail: Position::START,
             expect: State::available(true),
             used: Position::START,
@@ -136,6 +139,12 @@ impl DeviceQueue {
             event: None,
             failed: None,
         }
+    }
+
+    /// Takes every buffer of an indirect table as readable: for rings on which the device writes nothing.
+    /// DPDK's virtio driver (as of 22.11) marks the header of each frame of several segments as writable.
+    pub fn expect_readable_tables(&mut self) {
+        self.readable_tables = true;
     }
 
     /// Starts elsewhere: where an earlier device stopped. Descriptors that it took and
@@ -282,7 +291,7 @@ impl DeviceQueue {
         for at in (0..len as usize).step_by(DESC_LEN as usize) {
             table.sub(at, entry.len())?.read(&mut entry);
             let word = u128::from_le_bytes(entry);
-            let flags = (word >> 112) as u16;
+            let flags = (word >> 112) as u16 & if self.readable_tables { !WRITE } else { !0 };
             if flags & INDIRECT != 0 {
                 return Err(RingError::IndirectInChain(index));
             }
