@@ -6,7 +6,7 @@ use ringlab_device::port::Port;
 use ringlab_device::time::Instant;
 use ringlab_ring::doorbell::Doorbell;
 use ringlab_ring::packed::{DeviceQueue, Features, RingError, VringBase};
-use ringlab_ring::vhost_user::{BackDevice, BackEnd, BackEvent, Connection, Handled, Listener, Moderation, NetConfig};
+use ringlab_ring::vhost_user::{BackDevice, BackEnd, BackError, BackEvent, Connection, Handled, Listener, Moderation, NetConfig};
 use std::io;
 use std::path::Path;
 
@@ -122,6 +122,10 @@ impl Vhost {
                 }
                 Ok(Handled::Closed) => {
                     tracing::debug!(port = self.port, "vhost-user front end left");
+                    break;
+                }
+                Err(error @ BackError::Unsealed { .. }) => {
+                    tracing::warn!(port = self.port, %error, "vhost-user front end dropped: to take such memory, --port …,vhost=…,unsealed");
                     break;
                 }
                 Err(error) => {

@@ -215,10 +215,15 @@ mod memfd {
         pub fn map_sealed(fd: OwnedFd, offset: u64, len: usize) -> io::Result<Self> {
             // Before `map` looks at the length: what shrinks in between is sealed short.
             // What cannot be sealed at all has no seals.
-            if !fcntl_get_seals(&fd).is_ok_and(|seals| seals.contains(SealFlags::SHRINK)) {
+            if Self::may_shrink(fd.as_fd()) {
                 return Err(io::Error::new(io::ErrorKind::InvalidInput, "the memory is not sealed against shrinking (F_SEAL_SHRINK)"));
             }
             Self::map(fd, offset, len)
+        }
+
+        /// True unless the file is sealed against shrinking, for good.
+        pub fn may_shrink(fd: BorrowedFd<'_>) -> bool {
+            !fcntl_get_seals(fd).is_ok_and(|seals| seals.contains(SealFlags::SHRINK))
         }
 
         /// The file behind the region, to hand to another process; `None` on the heap.
@@ -231,7 +236,7 @@ mod memfd {
 
         /// True if the file can no longer shrink: mapping it cannot fault later.
         pub fn is_sealed(&self) -> bool {
-            self.fd().is_some_and(|fd| fcntl_get_seals(fd).is_ok_and(|s| s.contains(SealFlags::SHRINK)))
+            self.fd().is_some_and(|fd| !Self::may_shrink(fd))
         }
     }
 

@@ -274,10 +274,16 @@ impl Connection {
             Req::SET_VRING_BASE => self.set_vring_base(&m)?,
             Req::SET_VRING_ADDR => self.set_vring_addr(&m, device)?,
             Req::SET_VRING_KICK | Req::SET_VRING_CALL | Req::SET_VRING_ERR => self.set_vring_fd(m, device)?,
-            Req::SET_VRING_ENABLE if self.features.contains(Features::PROTOCOL_FEATURES) => self.set_vring_enable(&m, device)?,
+            // QEMU switches rings on before it has acknowledged any feature.
+            Req::SET_VRING_ENABLE if self.protocol_features() => self.set_vring_enable(&m, device)?,
             other => return Err(BackError::UnknownRequest(other.into())),
         }
         Ok(false)
+    }
+
+    /// Acknowledged, or chosen by a front end that has yet to acknowledge anything.
+    fn protocol_features(&self) -> bool {
+        self.features.contains(Features::PROTOCOL_FEATURES) || !self.protocol.is_empty()
     }
 
     fn has(&self, feature: Protocol) -> bool {
@@ -484,7 +490,11 @@ impl Connection {
         if vring.running {
             return Ok(());
         }
-        let Some(queue) = vring.queue(self.map.as_ref(), self.features)? else { return Ok(()) };
+        let Some(mut queue) = vring.queue(self.map.as_ref(), self.features)? else { return Ok(()) };
+        if at % 2 == 1 {
+            // A transmit ring: nothing to write.
+            queue.expect_readable_tables();
+        }
         vring.running = true;
         let ready = Vring {
             index: at as u16,

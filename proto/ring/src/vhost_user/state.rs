@@ -4,6 +4,7 @@ use super::wire::{BackError, Message};
 use crate::doorbell::Doorbell;
 use crate::memory::Region;
 use crate::packed::{DeviceQueue, Features, Layout, MemoryMap, RingError, VringBase};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 
 /// The device as it shows itself to drivers.
@@ -112,8 +113,11 @@ pub(super) fn memory_table(message: Message, unsealed: bool) -> Result<MemoryMap
         let bad = RingError::BadRegion(gpa);
         let end = offset.checked_add(size).and_then(|end| usize::try_from(end).ok()).ok_or(bad)?;
         // From the start of the file: offsets need not be multiples of the page size.
-        let mapped = if unsealed { Region::map(fd, 0, end) } else { Region::map_sealed(fd, 0, end) };
-        let region = mapped.map_err(|source| BackError::Map { index, source })?;
+        // Before `map` looks at the length: what shrinks in between is sealed short.
+        if !unsealed && Region::may_shrink(fd.as_fd()) {
+            return Err(BackError::Unsealed { index });
+        }
+        let region = Region::map(fd, 0, end).map_err(|source| BackError::Map { index, source })?;
         map.add(gpa, size, user, region, offset)?;
     }
     Ok(map)

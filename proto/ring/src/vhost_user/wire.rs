@@ -69,6 +69,12 @@ pub enum BackError {
         /// Why.
         source: io::Error,
     },
+    /// Memory that the front end could shrink, which would end this process.
+    #[error("memory region {index} is not sealed against shrinking (F_SEAL_SHRINK)")]
+    Unsealed {
+        /// Index in the table.
+        index: usize,
+    },
     /// A descriptor that is no eventfd.
     #[error("{request:?}: {source}")]
     Doorbell {
