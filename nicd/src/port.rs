@@ -39,6 +39,8 @@ const LAZY_COMPLETION_NS: u64 = 1_000_000_000;
 pub const PREFAULT: usize = 16 << 20;
 /// How long before its time a frame may be handed over by the peer.
 const MOST_EARLY_NS: u64 = 1_000_000;
+/// How long before it was found a frame may have arrived, by what the peer says.
+const MOST_LATE_NS: u64 = 100_000_000;
 /// How often a driver that never rings is polled.
 const NO_KICK_NS: u64 = 100_000;
 
@@ -136,10 +138,10 @@ impl NicPort {
 
     /// The driver rang for a ring, at which nobody has looked since `asleep`.
     pub fn on_kick(&mut self, now: Instant, asleep: Option<Instant>, ring: u16) {
-        self.core.counters.inc(if ring % 2 == 0 { Nic::RxKicks } else { Nic::TxKicks });
+        self.core.counters.inc(if ring.is_multiple_of(2) { Nic::RxKicks } else { Nic::TxKicks });
         if let Device::Vhost(vhost) = &self.device
             && let Some(rung) = vhost.drain_kick(ring, now)
-            && ring % 2 == 1
+            && !ring.is_multiple_of(2)
             // Frames that were rung for earlier are gone.
             && asleep.is_some_and(|since| rung >= since)
         {
@@ -197,7 +199,7 @@ impl NicPort {
         // The driver rang for the first frame, or for one behind it. Those behind it may have come later.
         let rung = self.rung.take();
         if self.pending {
-            if !self.send_transmit(now)? {
+            if !self.send_transmit(now, None)? {
                 return Ok(0);
             }
             n += 1;
@@ -207,8 +209,8 @@ impl NicPort {
                 if !self.core.transmit_next(queue, &mut self.transmit)? {
                     break;
                 }
-                let sent = rung.filter(|(of, _)| i == 0 && *of == queue).map_or(now, |(_, at)| at);
-                if !self.send_transmit(sent)? {
+                let since = rung.filter(|(of, _)| i == 0 && *of == queue).map(|(_, at)| at);
+                if !self.send_transmit(now, since)? {
                     return Ok(n);
                 }
                 n += 1;
@@ -217,8 +219,8 @@ impl NicPort {
         Ok(n)
     }
 
-    /// Sends the frame in `transmit`; false if it has to wait for room.
-    fn send_transmit(&mut self, now: Instant) -> Result<bool, Fault> {
+    /// Sends the frame in `transmit`, on the wire since `since` if that is known; false if it has to wait for room.
+    fn send_transmit(&mut self, now: Instant, since: Option<Instant>) -> Result<bool, Fault> {
         self.pending = false;
         let map = self.core.map().clone();
         let token = self.transmit.token;
@@ -235,7 +237,7 @@ impl NicPort {
             self.core.complete(token);
             return Ok(true);
         };
-        let frame = Frame { view: &view, offload: &offload, pieces: &pieces };
+        let frame = Frame { view: &view, offload: &offload, pieces: &pieces, since };
         let sent = self.wire.send(now, &mut self.core.counters, frame, Some(&self.transmit))?;
         match sent {
             Sent::Full => {
@@ -300,7 +302,7 @@ impl NicPort {
             let delivered = {
                 let mut pieces = Pieces::new();
                 match session.pieces(&entry, &mut pieces) {
-                    Ok(()) => self.deliver(now, &VnetHdr::parse(&entry.header), &pieces, bridge.as_deref_mut()),
+                    Ok(()) => self.deliver(now, arrival(now, &entry), &VnetHdr::parse(&entry.header), &pieces, bridge.as_deref_mut()),
                     Err(e) => Err(e.into()),
                 }
             };
@@ -327,17 +329,18 @@ impl NicPort {
             let Some((header, held)) = read_tap(side, reader) else { break };
             n += 1;
             count_copy(&mut self.core.counters, held.len);
-            if self.deliver(now, &header, &held.slices(), bridge.as_deref_mut())? == Delivered::Wait {
+            if self.deliver(now, None, &header, &held.slices(), bridge.as_deref_mut())? == Delivered::Wait {
                 self.core.counters.inc(Nic::RxMissed);
             }
         }
         Ok(n)
     }
 
-    /// Hands a frame from the wire to the node or the bridge.
+    /// Hands a frame from the wire, there since `since` if that is known, to the node or the bridge.
     fn deliver(
         &mut self,
         now: Instant,
+        since: Option<Instant>,
         header: &VnetHdr,
         pieces: &[Slice<'_>],
         bridge: Option<&mut Bridge<'_>>,
@@ -354,7 +357,7 @@ impl NicPort {
         if !self.wire.admin_up {
             return Ok(Delivered::Yes);
         }
-        let frame = Frame { view: &view, offload: &offload, pieces };
+        let frame = Frame { view: &view, offload: &offload, pieces, since };
         let octets = octets_of(view.len(), &offload);
         if let Some(bridge) = bridge {
             self.core.counters.inc(Nic::RxPackets);
@@ -512,6 +515,11 @@ impl NicPort {
 }
 
 /// Sends what the node's TAP has, as far as the wire takes it.
+/// When the frame of an entry arrived, if its peer says so and can be right.
+fn arrival(now: Instant, entry: &Entry) -> Option<Instant> {
+    entry.due.map(Instant).filter(|due| *due <= now && now.nanos_since(*due) <= MOST_LATE_NS)
+}
+
 fn poll_tap_device(now: Instant, side: &mut TapSide, wire: &mut Wire, core: &mut Port) -> Result<usize, SessionError> {
     let mut n = 0;
     while n < BATCH && side.readable != 0 {
@@ -545,7 +553,7 @@ fn poll_tap_device(now: Instant, side: &mut TapSide, wire: &mut Wire, core: &mut
             wire.send_held(now, &mut core.counters, &view, held)?;
         } else {
             let slices = held.slices();
-            wire.send(now, &mut core.counters, Frame { view: &view, offload: &offload, pieces: &slices }, None)?;
+            wire.send(now, &mut core.counters, Frame { view: &view, offload: &offload, pieces: &slices, since: None }, None)?;
         }
     }
     Ok(n)

@@ -72,6 +72,8 @@ pub struct Frame<'a> {
     pub offload: &'a Offload,
     /// Its octets.
     pub pieces: &'a [Slice<'a>],
+    /// When it was sent, where that is known better than by when it was found.
+    pub since: Option<Instant>,
 }
 
 /// What became of a frame to be sent.
@@ -169,6 +171,7 @@ impl Wire {
             counters.inc(Nic::TxCarrierErrors);
             return Ok(Sent::Done);
         }
+        let now = frame.since.unwrap_or(now);
         if !self.is_transparent() {
             return self.send_copy(now, counters, frame);
         }
@@ -188,7 +191,7 @@ impl Wire {
                     return Ok(Sent::Full);
                 }
                 if let Some(transmit) = reference
-                    && session.send_reference(&frame.offload.to_vnet(), transmit)
+                    && session.send_reference(&frame.offload.to_vnet(), transmit, frame.since)
                 {
                     counters.add(Nic::WireTxBytes, wire::octets_of(frame.view.len(), frame.offload));
                     return Ok(Sent::Kept);
@@ -209,9 +212,9 @@ impl Wire {
         }
         if self.impair.needs_cut() && matches!(held.offload, Offload::Tso(_)) {
             let slices = held.slices();
-            return self.send_copy(now, counters, Frame { view, offload: &held.offload, pieces: &slices });
+            return self.send_copy(now, counters, Frame { view, offload: &held.offload, pieces: &slices, since: None });
         }
-        self.launch(now, counters, held)?;
+        self.launch(now, None, counters, held)?;
         Ok(Sent::Done)
     }
 
@@ -243,7 +246,7 @@ impl Wire {
                 };
                 segments.emit(&held.slices()).expect("allocated for its length");
                 count_copy(counters, len);
-                self.launch(now, counters, held)?;
+                self.launch(now, frame.since, counters, held)?;
             }
             return Ok(Sent::Done);
         }
@@ -258,16 +261,16 @@ impl Wire {
         };
         copy_whole(frame.pieces, None, &held.slices()).expect("allocated for its length");
         count_copy(counters, len);
-        self.launch(now, counters, held)?;
+        self.launch(now, frame.since, counters, held)?;
         Ok(Sent::Done)
     }
 
     /// Puts a held frame on the wire, or on its way to it.
-    fn launch(&mut self, now: Instant, counters: &mut NicCounters, held: Held) -> Result<(), SessionError> {
+    fn launch(&mut self, now: Instant, since: Option<Instant>, counters: &mut NicCounters, held: Held) -> Result<(), SessionError> {
         let octets = wire::octets_of(held.len, &held.offload);
         if self.is_transparent() {
             counters.add(Nic::WireTxBytes, octets);
-            return self.emit(counters, held, None);
+            return self.emit(counters, held, since);
         }
         match self.impair.admit(now, octets) {
             Verdict::Drop(DropReason::Lost) => {
@@ -278,7 +281,7 @@ impl Wire {
             Verdict::Deliver(at) => {
                 counters.add(Nic::WireTxBytes, octets);
                 if at <= now && self.line.is_empty() && self.emit_room()? {
-                    return self.emit(counters, held, None);
+                    return self.emit(counters, held, since.map(|_| at));
                 }
                 counters.inc(Nic::WireDelayed);
                 self.line.push(at, held);
@@ -302,7 +305,7 @@ impl Wire {
                 break;
             }
             let Some((at, held)) = self.line.pop_due(until) else { break };
-            self.emit(counters, held, (at > now).then_some(at))?;
+            self.emit(counters, held, Some(at))?;
             n += 1;
         }
         Ok(n)
@@ -323,8 +326,8 @@ impl Wire {
             Medium::Tap(side) => {
                 let slices = held.slices();
                 let mut view = FrameView::empty();
-                let written =
-                    view.load(&slices).is_ok() && side.write(counters, Frame { view: &view, offload: &held.offload, pieces: &slices });
+                let written = view.load(&slices).is_ok()
+                    && side.write(counters, Frame { view: &view, offload: &held.offload, pieces: &slices, since: None });
                 if !written {
                     counters.inc(Nic::TxCarrierErrors);
                 }

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{ALL, Driver, MAC_A, MAC_B, Pair, Rings, plain_frame, start_b, tcp_frame, until};
+use common::{ALL, Driver, MAC_A, MAC_B, Pair, Rings, fly_two, plain_frame, start_b, tcp_frame, until};
 use ringlab_ring::packed::Features;
 use ringlab_ring::vnet::{F_NEEDS_CSUM, GSO_TCPV4, VnetHdr};
 use rustix::process::Signal;
@@ -206,35 +206,19 @@ fn delay_is_kept_to_the_millisecond_and_can_change_in_place() {
     assert!(best < Duration::from_millis(10), "{best:?}");
 }
 
-/// Sends two frames, rung for once, `age` ago; how long either was under way.
-fn fly_two(pair: &mut Pair, age: Duration) -> [Duration; 2] {
-    let frame = plain_frame(MAC_B, MAC_A, 64, 1);
-    pair.host_a.reap();
-    assert!((0..2).all(|_| pair.host_a.try_send(0, &VnetHdr::default(), &frame)));
-    let start = Instant::now();
-    if pair.host_a.tx[0].needs_kick() {
-        let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-        let rung = Duration::new(now.tv_sec as u64, now.tv_nsec as u32) - age;
-        pair.host_a.bells[1].kick.ring_at(rung.as_nanos() as u64);
-    }
-    [(); 2].map(|()| {
-        assert_eq!(pair.host_b.receive().1, frame);
-        start.elapsed()
-    })
-}
-
 #[test]
 fn delay_counts_from_when_the_doorbell_was_rung() {
     const DELAY: Duration = Duration::from_millis(150);
     const AGE: Duration = Duration::from_millis(80);
     let mut pair = Pair::with(",delay-us=150000", Rings::default(), (ALL, ALL));
+    let frame = plain_frame(MAC_B, MAC_A, 64, 1);
     // The NIC has just been awake: no frame has waited for so long.
-    fly_two(&mut pair, Duration::ZERO);
-    let [first, second] = fly_two(&mut pair, AGE);
+    fly_two(&mut pair.host_a, &mut pair.host_b, &frame, Duration::ZERO);
+    let [first, second] = fly_two(&mut pair.host_a, &mut pair.host_b, &frame, AGE);
     assert!(first >= DELAY && second >= DELAY, "{first:?} {second:?}");
     let early = (0..5).any(|_| {
         std::thread::sleep(AGE + Duration::from_millis(10));
-        let [first, second] = fly_two(&mut pair, AGE);
+        let [first, second] = fly_two(&mut pair.host_a, &mut pair.host_b, &frame, AGE);
         // Of those that come behind it nothing is known.
         assert!(second >= DELAY, "{second:?}");
         first + Duration::from_millis(40) < DELAY

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{ALL, Dir, Driver, Nicd, Rings, plain_frame, tcp_frame, until};
+use common::{ALL, Dir, Driver, Nicd, Rings, fly_two, plain_frame, tcp_frame, until};
 use std::time::Duration;
 
 struct Lan {
@@ -17,6 +17,11 @@ fn mac(i: usize) -> [u8; 6] {
 }
 
 fn lan() -> Lan {
+    lan_with("")
+}
+
+/// `wire`: impairment of what leaves the switch at its second port.
+fn lan_with(wire: &str) -> Lan {
     let dir = Dir::new();
     let mut switch = Nicd::start(
         &dir,
@@ -30,7 +35,7 @@ fn lan() -> Lan {
             "--port",
             "p1",
             "--wire",
-            "p1=cable:1.cable,listen",
+            &format!("p1=cable:1.cable,listen{wire}"),
             "--port",
             "p2",
             "--wire",
@@ -107,4 +112,22 @@ fn port_without_a_carrier_is_not_flooded_to() {
     let lost = lan.switch.counters("p1");
     assert_eq!((lost["tx_packets"], lost["tx_carrier_errors"], lost["link_down_events_phy"]), (0, 0, 1));
     assert_eq!(lan.switch.counters("p2")["tx_packets"], 1);
+}
+
+#[test]
+fn behind_a_switch_delay_counts_from_when_the_doorbell_was_rung_too() {
+    const DELAY: Duration = Duration::from_millis(150);
+    const AGE: Duration = Duration::from_millis(80);
+    let mut lan = lan_with(",delay-us=150000");
+    let frame = plain_frame(mac(1), mac(0), 64, 1);
+    lan.hosts[1].send(&plain_frame(mac(0), mac(1), 64, 2));
+    lan.hosts[0].receive();
+    let [from, to, _] = &mut lan.hosts[..] else { panic!("three hosts") };
+    let early = (0..5).any(|_| {
+        std::thread::sleep(AGE + Duration::from_millis(10));
+        let [first, second] = fly_two(from, to, &frame, AGE);
+        assert!(second >= DELAY, "{second:?}");
+        first + Duration::from_millis(40) < DELAY
+    });
+    assert!(early, "the delay counts from when the switch has found the frame");
 }

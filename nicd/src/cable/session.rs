@@ -262,8 +262,9 @@ impl Session {
         Ok(self.held_octets < QUEUE_LIMIT && self.tx.has_room(MAX_FRAGMENTS + 1)?)
     }
 
-    /// Sends a frame by reference; false if it cannot be named to the peer. Room was asked for.
-    pub fn send_reference(&mut self, header: &VnetHdr, frame: &Transmit) -> bool {
+    /// Sends a frame by reference, arrived at `since` if that is known; false if it cannot be named to the peer. Room was
+    /// asked for.
+    pub fn send_reference(&mut self, header: &VnetHdr, frame: &Transmit, since: Option<Instant>) -> bool {
         let mut fragments = ArrayVec::<Fragment, MAX_FRAGMENTS>::new();
         for piece in &frame.pieces {
             match self.ids.get(usize::from(piece.region)) {
@@ -271,7 +272,7 @@ impl Session {
                 _ => return false,
             }
         }
-        let position = self.tx.push(&header.emit(), &fragments);
+        let position = self.tx.push_timed(&header.emit(), since.map(|at| at.0), &fragments);
         self.tokens.push_back((position, frame.token, frame.len));
         self.token_octets += frame.len;
         true

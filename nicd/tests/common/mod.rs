@@ -405,3 +405,19 @@ pub fn start_b(dir: &Dir, queues: u16) -> Nicd {
     let port = format!("eth0,vhost=b.sock,mac=02:00:00:00:00:02,queues={queues}");
     Nicd::start(dir, "b", &["--port", &port, "--wire", "eth0=cable:ab.sock"])
 }
+
+/// Sends a frame twice, rung for once, `age` ago; how long either was under way.
+pub fn fly_two(from: &mut Driver, to: &mut Driver, frame: &[u8], age: Duration) -> [Duration; 2] {
+    from.reap();
+    assert!((0..2).all(|_| from.try_send(0, &VnetHdr::default(), frame)));
+    let start = Instant::now();
+    if from.tx[0].needs_kick() {
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+        let rung = Duration::new(now.tv_sec as u64, now.tv_nsec as u32) - age;
+        from.bells[1].kick.ring_at(rung.as_nanos() as u64);
+    }
+    [(); 2].map(|()| {
+        assert_eq!(to.receive().1, frame);
+        start.elapsed()
+    })
+}

@@ -118,7 +118,7 @@ const TIMED: u16 = 1 << 15;
 pub struct Entry {
     /// `virtio_net_hdr_v1`, little-endian.
     pub header: [u8; VNET_HDR_LEN],
-    /// When the frame arrives, as the transmitter says; `None`: now.
+    /// When the frame arrives or has arrived, as the transmitter says; `None`: now.
     pub due: Option<u64>,
     /// The frame, in order.
     pub fragments: ArrayVec<Fragment, MAX_FRAGMENTS>,
