@@ -1,6 +1,6 @@
 # The commands that the README names. `make demo` and `make test` install what they need.
 
-.PHONY: demo test bench build loom
+.PHONY: demo test bench build loom interop
 
 build:
 	cargo build --release --workspace --bins
@@ -26,3 +26,9 @@ bench:
 	$(MAKE) --no-print-directory build
 	cargo build --release -p ringlab-ring --example ring_bench
 	./target/release/ringlab-bench
+
+# A real Linux kernel in QEMU drives nicd: on demand. Unpacks QEMU and the kernel into target/interop; about half a minute.
+interop:
+	./tests/setup.sh demo
+	$(MAKE) --no-print-directory build
+	./tests/interop.sh

@@ -18,6 +18,9 @@
 #   net-tools     arp, ifconfig, netstat, route: beside ip, ss and nstat, what is compared with real namespaces
 #   gcc libc6-dev musl-tools procps
 #                 the program of the parity tests and other static ones; sysctl for the real namespaces that it runs in
+#   dpdk-dev      testpmd, DPDK's own test program: a front end of vhost-user that is not ours drives nicd. Not installed:
+#                 it would bring 228 packages (34 MB, systemd among them). testpmd and what it loads (5 MB) are
+#                 unpacked into target/dpdk, which takes some seconds, once
 #   cargo-nextest runs the tests, each in a process of its own
 #
 # `setup.sh demo` installs what the demo needs: the first three.
@@ -51,6 +54,47 @@ if [ ${#missing[@]} -gt 0 ]; then
     export DEBIAN_FRONTEND=noninteractive RUNLEVEL=1
     apt-get update -qq
     apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+fi
+
+# Makes target/dpdk/testpmd.
+unpack_dpdk() {
+    local dir=$1/target/dpdk libraries names
+    # shellcheck source=tests/packages.sh
+    . "$1/tests/packages.sh"
+    echo "setup: unpacking DPDK's testpmd into $dir"
+    rm -rf "$dir"
+    mkdir -p "$dir"
+    if command -v dpdk-testpmd >/dev/null; then
+        ln -s "$(command -v dpdk-testpmd)" "$dir/testpmd"
+        return
+    fi
+    if [ "$(id -u)" = 0 ]; then apt-get update -qq; fi
+    fetch "$dir" dpdk-dev
+    # Beside what it is linked with it loads the driver, and the rings of its buffers.
+    names=$(missing_libraries "$dir/usr/bin/dpdk-testpmd")
+    names+=" $(ldd "$dir/usr/bin/dpdk-testpmd" 2>/dev/null | sed -nE 's/.*librte_eal(\.so\.[0-9]+) .*/librte_net_virtio\1 librte_mempool_ring\1/p' |
+        tr ' ' '\n' | package_of_library | tr '\n' ' ')"
+    # shellcheck disable=SC2046,SC2086
+    fetch "$dir" $(lacking $names)
+    libraries=$(dirname "$(find "$dir/usr/lib" -name 'librte_eal.so.*' | head -n 1)")
+    # By name alone: by path DPDK refuses them below a folder that all may write to, as /tmp.
+    cat >"$dir/testpmd.new" <<END
+#!/bin/sh
+LD_LIBRARY_PATH='$libraries' exec '$dir/usr/bin/dpdk-testpmd' \
+    $(cd "$libraries" && printf -- '-d %s ' librte_net_virtio.so.?? librte_mempool_ring.so.??) "\$@"
+END
+    chmod +x "$dir/testpmd.new"
+    rm -rf "$dir/usr/share" "$dir/usr/bin/dpdk-test" "$dir/usr/include"
+    if LD_LIBRARY_PATH=$libraries ldd "$dir/usr/bin/dpdk-testpmd" | grep 'not found'; then
+        echo "setup: DPDK's testpmd lacks these" >&2
+        exit 3
+    fi
+    mv "$dir/testpmd.new" "$dir/testpmd"
+}
+
+root=$(cd "$(dirname "$0")/.." && pwd)
+if [ "${1:-}" != demo ] && [ ! -x "$root/target/dpdk/testpmd" ]; then
+    unpack_dpdk "$root"
 fi
 
 if [ "${1:-}" != demo ] && ! cargo nextest --version >/dev/null 2>&1; then
