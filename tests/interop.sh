@@ -3,7 +3,8 @@
 #
 #   guest (Linux, QEMU) ── nicd by hand ── TAP ── bridge of the real Linux node "gate" ── TAP ── nicd ── cable ── nicd ── hostd "web"
 #
-# The guest asks the emulated host for echoes, fetches a file from it, sends one to it, and is asked for echoes.
+# The guest asks the emulated host for echoes, fetches a file from it, sends one to it, is asked for echoes, and loads its
+# driver anew.
 # Ends with status 0 only if all of it held. Needs root (for "gate"), no KVM, and unpacks what it uses (42 MB of packages)
 # into target/interop: nothing is installed. On demand: `make interop`, not part of `make test`.
 set -euo pipefail
@@ -83,7 +84,7 @@ start_qemu() {
     # where it masks MSI-X, and crashes.
     LD_LIBRARY_PATH=$libraries QEMU_MODULE_DIR=$libraries/qemu \
         "$there/usr/bin/qemu-system-x86_64" -L "$there/usr/share/qemu" -L "$there/usr/share/seabios" \
-        -nodefaults -no-user-config -display none -no-reboot -M q35 -accel tcg -smp 1 -m 192 \
+        -nodefaults -no-user-config -display none -no-reboot -M q35 -accel tcg -smp 2 -m 192 \
         -object memory-backend-memfd,id=m,size=192M,share=on -numa node,memdev=m \
         -chardev "socket,id=c,path=$work/guest.sock" -netdev vhost-user,id=n,chardev=c,queues=2 \
         -device virtio-net-pci,netdev=n,packed=on,mrg_rxbuf=on,mq=on,vectors=0,romfile=,mac=02:00:00:00:00:09 \
@@ -134,6 +135,8 @@ start_qemu
 wait_for 120 guest_said ready
 printf 'guest: %s\n' "$(guest kernel)"
 printf 'features: %s\n' "$(guest features)"
+printf 'queues: %s\n' "$(guest queues)"
+[ "$(guest queues)" = "rx-0 rx-1 tx-0 tx-1" ]
 [ "$(guest features | cut -c 35)" = 1 ] || { echo "interop: the ring is not packed" >&2; exit 1; }
 
 say "Guest to emulated host"
@@ -146,12 +149,21 @@ wait "$sink"
 sink=''
 printf 'uploaded %s\n' "$(sha256sum <"$work/received")"
 cmp "$work/received" "$work/www/file"
+labctl stat gate --format json >"$work/stat.json"
+counted() { grep -A 1 "\"$1\"" "$work/stat.json" | sed -nE 's/.*"value": ([0-9]+).*/\1/p'; }
+printf 'frames to be segmented: %s to the guest, %s from it\n' "$(counted rx_gso_packets)" "$(counted tx_gso_packets)"
+[ "$(counted rx_gso_packets)" -gt 0 ]
+[ "$(counted tx_gso_packets)" -gt 0 ]
 
 say "Emulated host to guest"
 labctl exec web --builtin ping -- -c 3 10.10.0.9
 wait_for 30 guest_said done
 echo "echoes that the guest answered: $(guest answered)"
 [ "$(guest answered)" = 3 ]
+
+say "Guest to emulated host, after its driver was loaded anew"
+guest again
+[ "$(guest again | cut -d ' ' -f 1)" = 0 ]
 wait "$qemu"
 qemu=''
 if grep WARN "$work/nicd.log"; then exit 1; fi

@@ -20,7 +20,9 @@ A VMM is the vhost-user front end and offers its memory as shared memfd pages, s
 shrinking (`unsealed` takes other memory, too: who shrinks that ends nicd). For QEMU:
   -object memory-backend-memfd,id=m,size=1G,share=on -numa node,memdev=m
   -chardev socket,id=c,path=/tmp/a.sock -netdev vhost-user,id=n,chardev=c,queues=2
-  -device virtio-net-pci,netdev=n,packed=on,mq=on,mac=02:00:00:00:00:01";
+  -device virtio-net-pci,netdev=n,packed=on,mq=on,mac=02:00:00:00:00:01 (without KVM: vectors=0, too)
+For DPDK, with `unsealed` on the port:
+  --vdev=net_virtio_user0,path=/tmp/a.sock,packed_vq=1,mrg_rxbuf=1,queues=2,mac=02:00:00:00:00:01";
 
 /// The NIC hardware of one Ringlab node.
 #[derive(Debug, Parser)]
