@@ -120,3 +120,31 @@ fn urgent_octet_is_told_and_read_out_of_band() {
     assert_eq!(b.recv(&mut lab, fb, 10, 0).data, b"?");
     let _ = ADDR_A;
 }
+
+#[test]
+fn urgent_octet_for_a_closed_socket_is_told_to_nobody() {
+    let (mut lab, a, fa, b, fb) = pair(5);
+    let me = Owner::from_setown(7);
+    a.ok(&mut lab, Call::SetOwn(fa, me));
+    a.ok(&mut lab, Call::SetFl(fa, O_ASYNC));
+    a.ok(&mut lab, Call::Close(fa));
+    lab.run_for(Duration::from_millis(1));
+    // The next socket has the descriptor and the place in the table of files.
+    let next = a.udp(&mut lab, 9);
+    assert_eq!(next, fa);
+    a.ok(&mut lab, Call::SetOwn(next, me));
+    a.ok(&mut lab, Call::SetFl(next, O_ASYNC));
+    let urgent = b.send_call(&lab, fb, b"!", msg::OOB, None);
+    assert_eq!(b.now(&mut lab, urgent), Ret::Value(1));
+    lab.run_for(Duration::from_millis(1));
+    assert_eq!(b.send(&mut lab, fb, b"x"), Ret::Err(Errno::EPIPE), "nobody will read it");
+    assert!(lab.hosts[A].signals.is_empty(), "{:?}", lab.hosts[A].signals);
+    // And where there is no file any more.
+    let (mut lab, a, fa, b, fb) = pair(6);
+    a.ok(&mut lab, Call::SetOwn(fa, me));
+    a.ok(&mut lab, Call::Close(fa));
+    let urgent = b.send_call(&lab, fb, b"!", msg::OOB, None);
+    b.now(&mut lab, urgent);
+    lab.run_for(Duration::from_millis(1));
+    assert_eq!((lab.hosts[A].signals.len(), lab.hosts[A].kernel.sockets_info().len()), (0, 0));
+}

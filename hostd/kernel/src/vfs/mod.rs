@@ -217,6 +217,12 @@ impl Kernel {
         for (epoll, item) in core::mem::take(&mut file.watchers) {
             self.ep_remove_item(epoll, item);
         }
+        if let FileKind::Socket(sock) = kind
+            && let Some(sk) = self.socks.get_mut(sock)
+        {
+            // What still comes for it is nobody's business, least of all of who has the file's number next (Linux `sock_orphan`).
+            (sk.file, sk.fasync) = (None, false);
+        }
         self.vfs.files[id.0 as usize] = None;
         self.vfs.free.push(id.0);
         kind
