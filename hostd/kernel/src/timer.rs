@@ -42,10 +42,22 @@ pub enum TimerKey {
 /// The deadline of a timer that is parked.
 const PARKED: Instant = Instant(u64::MAX);
 
-/// The pending timers: for each key its deadline, and the time of its entry in the queue.
+/// Entries of the queue that nobody waits for any more are removed once they are more than all others and these.
+const SLACK: usize = 64;
+
+/// One that is pending or parked.
+#[derive(Debug, Clone, Copy)]
+struct Pending {
+    deadline: Instant,
+    /// Time and number of its entry in the queue; entries with other numbers are left over.
+    queued: Instant,
+    seq: u64,
+}
+
+/// The pending timers.
 #[derive(Debug, Default)]
 pub struct Timers {
-    deadline: HashMap<TimerKey, (Instant, Instant), FxBuildHasher>,
+    pending: HashMap<TimerKey, Pending, FxBuildHasher>,
     queue: BinaryHeap<Reverse<(Instant, u64, TimerKey)>>,
     seq: u64,
 }
@@ -53,31 +65,46 @@ pub struct Timers {
 impl Timers {
     /// Sets or moves the deadline (Linux `mod_timer`).
     pub fn set(&mut self, key: TimerKey, at: Instant) {
-        let entry = self.deadline.entry(key).or_insert((at, Instant(u64::MAX)));
-        entry.0 = at;
-        if at < entry.1 {
-            entry.1 = at;
-            self.seq += 1;
-            self.queue.push(Reverse((at, self.seq, key)));
+        if let Some(p) = self.pending.get_mut(&key)
+            && p.queued <= at
+        {
+            p.deadline = at;
+            return;
+        }
+        self.enqueue(key, at);
+        self.drop_leftovers();
+    }
+
+    fn enqueue(&mut self, key: TimerKey, at: Instant) {
+        self.seq += 1;
+        self.pending.insert(key, Pending { deadline: at, queued: at, seq: self.seq });
+        self.queue.push(Reverse((at, self.seq, key)));
+    }
+
+    /// What is cancelled, or set anew for an earlier time, leaves an entry that may be hours from coming up.
+    fn drop_leftovers(&mut self) {
+        if self.queue.len() > 2 * self.pending.len() + SLACK {
+            let pending = &self.pending;
+            self.queue.retain(|Reverse((_, seq, key))| pending.get(key).is_some_and(|p| p.seq == *seq));
         }
     }
 
     /// Removes it (Linux `timer_delete`).
     pub fn cancel(&mut self, key: TimerKey) {
-        self.deadline.remove(&key);
+        self.pending.remove(&key);
     }
 
     /// Stops one that is likely to be set again soon: its entry stays in the queue until it comes up, and nobody is
     /// woken for it. (Linux leaves `icsk_retransmit_timer` to expire; here an expiry wakes a process.)
     pub fn park(&mut self, key: TimerKey) {
-        if let Some(d) = self.deadline.get_mut(&key) {
-            d.0 = PARKED;
+        if let Some(p) = self.pending.get_mut(&key) {
+            p.deadline = PARKED;
         }
     }
 
     /// The pending deadline.
     pub fn get(&self, key: TimerKey) -> Option<Instant> {
-        self.deadline.get(&key).map(|d| d.0).filter(|&at| at != PARKED)
+        self.pending.get(&key).map(|p| p.deadline).filter(|&at| at != PARKED)
     }
 
     /// Takes a timer that is due. Order: deadline, then order of arming.
@@ -87,7 +114,7 @@ impl Timers {
             return None;
         }
         self.queue.pop();
-        self.deadline.remove(&key);
+        self.pending.remove(&key);
         Some(key)
     }
 
@@ -100,22 +127,19 @@ impl Timers {
     /// Brings the timer that is due first to the front of the queue.
     fn first(&mut self) -> Option<(Instant, TimerKey)> {
         loop {
-            let &Reverse((at, _, key)) = self.queue.peek()?;
-            match self.deadline.get_mut(&key) {
-                Some(d) if d.1 == at && d.0 == at => return Some((at, key)),
-                Some(d) if d.1 == at && d.0 != PARKED => {
+            let &Reverse((at, seq, key)) = self.queue.peek()?;
+            match self.pending.get(&key).copied().filter(|p| p.seq == seq) {
+                Some(p) if p.deadline == at => return Some((at, key)),
+                Some(p) if p.deadline != PARKED => {
                     // Moved later since it was queued: queue it where it belongs now.
-                    d.1 = d.0;
-                    let later = d.0;
                     self.queue.pop();
-                    self.seq += 1;
-                    self.queue.push(Reverse((later, self.seq, key)));
+                    self.enqueue(key, p.deadline);
                 }
-                Some(d) if d.1 == at => {
+                Some(_) => {
                     self.queue.pop();
-                    self.deadline.remove(&key);
+                    self.pending.remove(&key);
                 }
-                _ => drop(self.queue.pop()),
+                None => drop(self.queue.pop()),
             }
         }
     }
@@ -160,5 +184,27 @@ mod tests {
         assert_eq!(t.expire(Instant(45)), Some(key));
         assert_eq!(t.expire(Instant(60)), Some(other));
         assert_eq!(t.expire(Instant(u64::MAX - 1)), None);
+    }
+
+    #[test]
+    fn queue_does_not_grow_by_timers_that_are_cancelled_or_set_earlier() {
+        let mut t = Timers::default();
+        let far = |i: u64| Instant(1 << 60 | i);
+        t.set(TimerKey::Neigh(0), Instant(7));
+        let (mut most, mut room) = (0, 0);
+        for i in 0..10_000 {
+            // Cancelled; parked and set for an earlier time, over and over; another one each time.
+            t.set(TimerKey::Neigh(1), far(i));
+            t.cancel(TimerKey::Neigh(1));
+            t.park(TimerKey::Neigh(2));
+            t.set(TimerKey::Neigh(2), Instant((1 << 59) - i));
+            t.set(TimerKey::Frag(i), far(i));
+            t.cancel(TimerKey::Frag(i));
+            most = most.max(t.queue.len());
+            room = room.max(t.queue.capacity());
+        }
+        assert!(most <= 2 * 4 + SLACK && room <= 256, "{most} entries, room for {room}");
+        assert_eq!(t.expire(Instant(7)), Some(TimerKey::Neigh(0)));
+        assert_eq!((t.next(), t.pending.len()), (Some(Instant((1 << 59) - 9999)), 1));
     }
 }
