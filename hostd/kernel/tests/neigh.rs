@@ -174,3 +174,16 @@ fn table_is_bounded() {
     lab.run_for(Duration::from_secs(60));
     assert!(lab.hosts[0].kernel.stats().neighbours.is_empty(), "failed entries are collected");
 }
+
+#[test]
+fn table_that_is_always_swept_leaves_the_host_its_time() {
+    let mut lab = lab();
+    for (name, value) in [("gc_thresh1", "0"), ("base_reachable_time_ms", "1")] {
+        lab.hosts[0].kernel.sysctl_set(&format!("net.ipv4.neigh.default.{name}"), value).expect("a row");
+    }
+    ping(&mut lab);
+    let timers = |lab: &Lab| lab.hosts[0].kernel.stats().cpus[0].timer_softirqs;
+    let before = timers(&lab);
+    lab.run_for(Duration::from_millis(100));
+    assert!((50..=110).contains(&(timers(&lab) - before)), "once a millisecond");
+}

@@ -29,6 +29,8 @@ use hashbrown::HashMap;
 use rand_core::Rng;
 use ringlab_counters::{DropReason, Mib};
 
+mod gc;
+
 /// State of an entry (Linux `NUD_*`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Nud {
@@ -281,8 +283,8 @@ impl Kernel {
                 return None;
             }
         }
-        if len >= thresh1 && self.timers.get(TimerKey::NeighGc).is_none() {
-            self.timers.set(TimerKey::NeighGc, self.now + Duration::from_millis(self.sysctl.neigh_base_reachable_time_ms as u64 / 2));
+        if len >= thresh1 {
+            self.neigh_start_gc();
         }
         Some(self.neigh.insert(Neigh {
             dev,
@@ -550,40 +552,6 @@ impl Kernel {
         self.rtnl_neigh_gone(&entry);
         for skb in entry.queue {
             self.kfree_skb(skb, DropReason::NeighDead);
-        }
-    }
-
-    /// Makes room in a table that is full: failed and long unused entries go (Linux `neigh_forced_gc`).
-    fn neigh_forced_gc(&mut self, mut surplus: i64) {
-        self.neigh.last_flush = self.now;
-        for n in 0..self.neigh.slots.len() as u32 {
-            if surplus < 0 {
-                break;
-            }
-            let Some(entry) = self.neigh.get(n) else { continue };
-            if entry.state == Nud::Permanent {
-                continue;
-            }
-            if entry.state == Nud::Failed || entry.queue.is_empty() && self.now.since(entry.updated) > GC_GRACE {
-                self.neigh_destroy(n);
-                surplus -= 1;
-            }
-        }
-    }
-
-    /// Removes failed entries and those unused for `gc_stale_time`, above `gc_thresh1` (Linux `neigh_periodic_work`).
-    pub(crate) fn neigh_periodic_work(&mut self) {
-        let stale = Duration::from_secs(self.sysctl.neigh_gc_stale_time as u64);
-        for n in 0..self.neigh.slots.len() as u32 {
-            let Some(entry) = self.neigh.get(n) else { continue };
-            let kept = matches!(entry.state, Nud::Incomplete | Nud::Delay | Nud::Probe | Nud::Reachable | Nud::Permanent);
-            let used = entry.used.max(entry.confirmed);
-            if !kept && (entry.state == Nud::Failed || self.now.since(used) > stale) {
-                self.neigh_destroy(n);
-            }
-        }
-        if self.neigh.len() as i64 >= self.sysctl.neigh_gc_thresh1 {
-            self.timers.set(TimerKey::NeighGc, self.now + Duration::from_millis(self.sysctl.neigh_base_reachable_time_ms as u64 / 2));
         }
     }
 }
