@@ -224,6 +224,25 @@ fn sender_that_does_not_listen_to_redirects_hears_them_seldom() {
 }
 
 #[test]
+fn who_was_redirected_has_no_credit_for_other_errors() {
+    let mut lab = lab(true, 1500);
+    lab.inject(0, Dir::Backward, TO_HOST.echo(1, 1, b"resolve"));
+    lab.run_for(Duration::from_millis(1));
+    lab.answer_arp(0);
+    let nowhere = Path { dst: Ipv4Addr::new(192, 0, 2, 1), ..TO_HOST };
+    let aside = Path { dst: Ipv4Addr::new(10, 0, 0, 77), ..TO_HOST };
+    let told = |lab: &mut Lab, path: Path, wait: u64| {
+        lab.received.clear();
+        lab.inject(0, Dir::Backward, path.udp(1, 2, b"x"));
+        lab.run_for(Duration::from_millis(wait));
+        lab.received.iter().filter_map(|r| r.1.icmp()).collect::<Vec<_>>()
+    };
+    assert_eq!(told(&mut lab, aside, 1), [(5, 1)]);
+    assert_eq!(told(&mut lab, nowhere, 2100), [], "a redirect to somebody new uses all up (Linux `ip_rt_send_redirect`)");
+    assert_eq!(told(&mut lab, nowhere, 1), [(3, 0)], "the route's part and ICMP's are there again");
+}
+
+#[test]
 fn martians_are_dropped_by_name() {
     let mut lab = lab(false, 1500);
     let from = |src: [u8; 4]| Path { src: src.into(), ..TO_HOST }.udp(1, 2, b"x");

@@ -32,7 +32,9 @@ const TIMESTAMP: u8 = 13;
 const TIMESTAMPREPLY: u8 = 14;
 const ADDRESS: u8 = 17;
 const ADDRESSREPLY: u8 = 18;
-/// Extended echo reply (RFC 8335).
+/// Extended echo (RFC 8335): nobody answers unless told to (`icmp_echo_enable_probe`).
+const EXT_ECHO: u8 = 42;
+/// Extended echo reply.
 const EXT_ECHOREPLY: u8 = 43;
 /// The highest type that anybody knows.
 const NR_TYPES: u8 = 18;
@@ -62,10 +64,10 @@ const MAX_ERROR: u32 = 576;
 const PEER_BURST: u64 = 6;
 /// Destinations remembered.
 const MAX_PEERS: usize = 1024;
-/// Milliseconds of credit of somebody unknown: more than anybody may keep.
-const NEW_PEER: u64 = 60_000;
+/// Milliseconds since the last message to somebody unknown (Linux `inet_getpeer`): more than anybody may keep as credit.
+const NEW_PEER: i64 = 60_000;
 /// Milliseconds after which somebody may be forgotten when there are too many.
-const FORGET_PEER: u64 = 6000;
+const FORGET_PEER: i64 = 6000;
 /// Redirects that a sender gets if it does not listen, how long the second one waits, in milliseconds, doubled for each further
 /// one, and how long after the last they begin anew (Linux `redirect_number`, `redirect_load`, `redirect_silence`).
 const REDIRECT_NUMBER: u32 = 9;
@@ -86,9 +88,9 @@ pub struct IcmpState {
 /// Linux `struct inet_peer`.
 #[derive(Debug)]
 struct Peer {
-    /// Milliseconds of credit, and when it was last looked at.
+    /// Milliseconds of credit, and when it was last looked at: of who is new, before the host was switched on perhaps.
     tokens: u64,
-    last: u64,
+    last: i64,
     /// Redirects sent.
     redirects: u32,
 }
@@ -151,6 +153,9 @@ impl Kernel {
         self.trace(Point::IcmpRcv, skb.id, [u64::from(kind), u64::from(code), 0, 0]);
         if let Some(counter) = counter_in(kind) {
             self.inc(counter);
+        }
+        if kind == EXT_ECHO {
+            return self.consume_skb(skb);
         }
         if kind > NR_TYPES && kind != EXT_ECHOREPLY {
             return self.icmp_error_in(skb, DropReason::UnhandledProto);
@@ -341,9 +346,9 @@ impl Kernel {
 
     /// Takes `cost` milliseconds from a peer's credit, of which it keeps `most` (Linux `inet_peer_xrlim_allow`).
     pub(super) fn inet_peer_allow(&mut self, to: Ipv4Addr, cost: u64, most: u64) -> bool {
-        let now = self.now.millis();
+        let now = self.now.millis() as i64;
         let Some(peer) = self.inet_getpeer(to) else { return false };
-        peer.tokens = (peer.tokens + (now - peer.last)).min(most);
+        peer.tokens = peer.tokens.saturating_add((now - peer.last) as u64).min(most);
         peer.last = now;
         let allowed = peer.tokens >= cost;
         if allowed {
@@ -354,7 +359,7 @@ impl Kernel {
 
     /// Somebody whom this host complains to; `None` if there are too many.
     fn inet_getpeer(&mut self, to: Ipv4Addr) -> Option<&mut Peer> {
-        let now = self.now.millis();
+        let now = self.now.millis() as i64;
         let peers = &mut self.icmp.peers;
         if peers.len() >= MAX_PEERS && !peers.contains_key(&to.to_bits()) {
             peers.retain(|_, p| now - p.last < FORGET_PEER);
@@ -362,21 +367,22 @@ impl Kernel {
                 return None;
             }
         }
-        Some(peers.entry(to.to_bits()).or_insert(Peer { tokens: NEW_PEER, last: now, redirects: 0 }))
+        Some(peers.entry(to.to_bits()).or_insert(Peer { tokens: 0, last: now - NEW_PEER, redirects: 0 }))
     }
 
     /// Tells a sender on the link of a shorter way, seldomer and seldomer if it does not listen (Linux `ip_rt_send_redirect`).
     pub(super) fn ip_rt_send_redirect(&mut self, skb: &SkBuff, to: Ipv4Addr, gateway: Ipv4Addr) {
-        let now = self.now.millis();
+        let now = self.now.millis() as i64;
         let Some(peer) = self.inet_getpeer(to) else { return };
-        if now - peer.last > REDIRECT_SILENCE {
+        let silence = (now - peer.last) as u64;
+        if silence > REDIRECT_SILENCE {
             (peer.tokens, peer.redirects) = (0, 0);
         }
         if peer.redirects >= REDIRECT_NUMBER {
             peer.last = now;
             return;
         }
-        if peer.redirects > 0 && now - peer.last <= REDIRECT_LOAD << peer.redirects {
+        if peer.redirects > 0 && silence <= REDIRECT_LOAD << peer.redirects {
             return;
         }
         peer.last = now;
