@@ -2,8 +2,9 @@
 
 mod common;
 
-use common::tasks::{AF_INET, DGRAM, Prog, RAW, STREAM};
+use common::tasks::{AF_INET, DGRAM, Prog, RAW, SOL_SOCKET, STREAM};
 use common::{A, HostConfig, Lab, PortConfig};
+use ringlab_counters::Mib;
 use ringlab_kernel::errno::Errno;
 use ringlab_kernel::syscall::Call;
 use ringlab_kernel::vfs::procfs::{self, Entry};
@@ -70,6 +71,14 @@ fn sockets_stand_in_their_files() {
         text,
         "sockets: used 3\nTCP: inuse 1 orphan 0 tw 0 alloc 1 mem 0\nUDP: inuse 1 mem 0\nUDPLITE: inuse 0\nRAW: inuse 1\nFRAG: inuse 0 memory 0\n"
     );
+    p.setopt(&mut lab, udp, SOL_SOCKET, 8, 0);
+    for _ in 0..9 {
+        p.send_to(&mut lab, udp, &[0; 900], std::net::Ipv4Addr::new(10, 0, 0, 1), 53);
+    }
+    lab.run_for(std::time::Duration::from_millis(1));
+    let drops = lab.hosts[A].kernel.stats().mib.get(Mib::UdpRcvbufErrors);
+    let text = read(&lab, "/proc/net/udp");
+    assert!(drops > 0 && text.lines().nth(1).is_some_and(|r| r.trim_end().ends_with(&format!(" {drops}"))), "{drops}\n{text}");
 }
 
 #[test]

@@ -214,7 +214,7 @@ impl Kernel {
             self.sock_inode(sk),
             2,
             sk.id.0,
-            0
+            sk.drops
         )
     }
 }
