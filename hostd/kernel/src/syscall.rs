@@ -283,12 +283,8 @@ pub enum Call {
     Shutdown(Fd, Shutdown),
     /// `close`.
     Close(Fd),
-    /// `dup`, `dup2`, `dup3`, `F_DUPFD`: old, new (`Ok`: exactly this number; `Err`: the lowest from this on), cloexec.
-    Dup(Fd, Result<Fd, Fd>, bool),
-    /// `fcntl(F_GETFD)`: 1 if `exec` closes it.
-    GetFd(Fd),
-    /// `fcntl(F_SETFD)`: whether `exec` closes it.
-    SetFd(Fd, bool),
+    /// `dup`, `dup2`, `dup3`, `F_DUPFD`: old, new (`Ok`: exactly this number; `Err`: the lowest from this on).
+    Dup(Fd, Result<Fd, Fd>),
     /// `fcntl(F_GETFL)`.
     GetFl(Fd),
     /// `fcntl(F_SETFL)`: `O_NONBLOCK` counts.
@@ -355,7 +351,7 @@ impl Call {
             Call::Poll(..) => 7,
             Call::Inq(_) | Call::Outq(_) | Call::AtMark(_) | Call::Ioctl(..) | Call::IfConf(..) | Call::Ethtool(..) => 16,
             Call::Select(..) => 23,
-            Call::Dup(_, Ok(_), _) => 292,
+            Call::Dup(_, Ok(_)) => 292,
             Call::Sleep(_) => 35,
             Call::Socket(..) => 41,
             Call::Connect(..) | Call::ConnectNetlink(..) => 42,
@@ -368,7 +364,7 @@ impl Call {
             Call::GetPeerName(_) => 52,
             Call::SetSockOpt(..) | Call::SetSockOptRaw(..) => 54,
             Call::GetSockOpt(..) | Call::GetSockOptRaw(..) => 55,
-            Call::Dup(_, Err(_), _) | Call::GetFd(_) | Call::SetFd(..) | Call::GetFl(_) | Call::SetFl(..) => 72,
+            Call::Dup(_, Err(_)) | Call::GetFl(_) | Call::SetFl(..) => 72,
             Call::SetOwn(..) | Call::GetOwn(_) | Call::SetSig(..) | Call::GetSig(_) => 72,
             Call::Exit(_) => 231,
             Call::EpollWait(..) => 232,

@@ -256,7 +256,7 @@ fn mistakes_of_epoll_ctl_have_their_errors() {
 fn item_lives_as_long_as_the_file_not_the_descriptor() {
     let (mut lab, a, (b, fb)) = pair(12);
     let ep = b.epoll(&mut lab);
-    let copy = b.ok(&mut lab, Call::Dup(fb, Err(0), false)) as i32;
+    let copy = b.ok(&mut lab, Call::Dup(fb, Err(0))) as i32;
     b.epoll_add(&mut lab, ep, fb, E::IN);
     b.epoll_add(&mut lab, ep, copy, E::IN | E::ONESHOT);
     arrive(&mut lab, a, 7);

@@ -182,7 +182,7 @@ fn nonblocking_calls_do_not_wait() {
     b.ok(&mut lab, Call::SetFl(fb, NONBLOCK));
     assert_eq!(b.ok(&mut lab, Call::GetFl(fb)), i64::from(NONBLOCK | 2));
     assert_eq!(b.recv_err(&mut lab, fb, 0), Errno::EAGAIN);
-    let copy = b.ok(&mut lab, Call::Dup(fb, Err(0), false)) as i32;
+    let copy = b.ok(&mut lab, Call::Dup(fb, Err(0))) as i32;
     b.ok(&mut lab, Call::SetFl(copy, 0));
     assert_eq!(b.ok(&mut lab, Call::GetFl(fb)), 2, "the flags belong to the file");
 }
@@ -210,17 +210,6 @@ fn descriptors_are_shared_by_threads_and_copied_by_fork() {
 }
 
 #[test]
-fn exec_closes_what_is_marked() {
-    let (mut lab, (a, fa), _) = pair(11);
-    let marked = a.ok(&mut lab, Call::Socket(2, DGRAM | 0o2_000_000, 0)) as i32;
-    assert_eq!(a.ok(&mut lab, Call::GetFd(marked)), 1);
-    assert_eq!(a.ok(&mut lab, Call::GetFd(fa)), 0);
-    lab.hosts[A].kernel.exec_close(a.task);
-    assert_eq!(a.err(&mut lab, Call::GetFd(marked)), Errno::EBADF);
-    assert_eq!(a.ok(&mut lab, Call::GetFd(fa)), 0);
-}
-
-#[test]
 fn descriptor_limit_is_kept() {
     let (mut lab, (a, _), _) = pair(12);
     lab.hosts[A].kernel.set_fd_limit(a.task, 3);
@@ -229,10 +218,10 @@ fn descriptor_limit_is_kept() {
     assert_eq!(last, 2);
     assert_eq!(a.err(&mut lab, Call::Socket(2, DGRAM, 0)), Errno::EMFILE);
     assert_eq!(a.err(&mut lab, Call::EpollCreate(0)), Errno::EMFILE);
-    assert_eq!(a.err(&mut lab, Call::Dup(0, Err(0), false)), Errno::EMFILE);
-    assert_eq!(a.err(&mut lab, Call::Dup(0, Ok(3), false)), Errno::EBADF);
-    assert_eq!(a.err(&mut lab, Call::Dup(0, Err(3), false)), Errno::EINVAL);
-    assert_eq!(a.ok(&mut lab, Call::Dup(0, Ok(2), false)), 2);
+    assert_eq!(a.err(&mut lab, Call::Dup(0, Err(0))), Errno::EMFILE);
+    assert_eq!(a.err(&mut lab, Call::Dup(0, Ok(3))), Errno::EBADF);
+    assert_eq!(a.err(&mut lab, Call::Dup(0, Err(3))), Errno::EINVAL);
+    assert_eq!(a.ok(&mut lab, Call::Dup(0, Ok(2))), 2);
     assert_eq!(lab.hosts[A].kernel.sockets_info().len(), 2, "what was there is closed");
 }
 

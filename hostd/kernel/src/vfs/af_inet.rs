@@ -161,7 +161,7 @@ impl Kernel {
         if let Some(sk) = self.socks.get_mut(id) {
             sk.file = Some(file);
         }
-        self.fd_table(task).install(file, flags & O_CLOEXEC != 0, 0)
+        self.fd_table(task).install(file, 0)
     }
 
     /// `bind` (Linux `inet_bind`).

@@ -17,16 +17,10 @@ pub const DEFAULT_LIMIT: usize = 1024;
 /// Highest limit that may be set (Linux `nr_open`).
 pub const NR_OPEN: usize = 1 << 20;
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Entry {
-    file: FileId,
-    cloexec: bool,
-}
-
 /// A descriptor table.
 #[derive(Debug, Clone)]
 pub struct FdTable {
-    slots: Vec<Option<Entry>>,
+    slots: Vec<Option<FileId>>,
     /// Bit set: in use.
     used: Vec<u64>,
     /// No number below it is free.
@@ -47,7 +41,8 @@ impl FdTable {
     /// `EBADF`.
     #[inline]
     pub fn get(&self, fd: Fd) -> Result<FileId, Errno> {
-        self.entry(fd).map(|e| e.file)
+        let at = usize::try_from(fd).map_err(|_| Errno::EBADF)?;
+        self.slots.get(at).copied().flatten().ok_or(Errno::EBADF)
     }
 
     /// The lowest number that would be given out from `from` on.
@@ -74,9 +69,9 @@ impl FdTable {
     ///
     /// # Errors
     /// `EMFILE` if the limit is reached.
-    pub fn install(&mut self, file: FileId, cloexec: bool, from: Fd) -> Result<Fd, Errno> {
+    pub fn install(&mut self, file: FileId, from: Fd) -> Result<Fd, Errno> {
         let fd = self.unused(from)?;
-        self.set(fd as usize, Entry { file, cloexec });
+        self.set(fd as usize, file);
         Ok(fd)
     }
 
@@ -84,10 +79,10 @@ impl FdTable {
     ///
     /// # Errors
     /// `EBADF` if the number is negative or beyond the limit.
-    pub fn replace(&mut self, fd: Fd, file: FileId, cloexec: bool) -> Result<Option<FileId>, Errno> {
+    pub fn replace(&mut self, fd: Fd, file: FileId) -> Result<Option<FileId>, Errno> {
         let at = usize::try_from(fd).ok().filter(|&n| n < self.limit).ok_or(Errno::EBADF)?;
-        let old = self.slots.get(at).copied().flatten().map(|e| e.file);
-        self.set(at, Entry { file, cloexec });
+        let old = self.slots.get(at).copied().flatten();
+        self.set(at, file);
         Ok(old)
     }
 
@@ -96,30 +91,12 @@ impl FdTable {
     /// # Errors
     /// `EBADF`.
     pub fn remove(&mut self, fd: Fd) -> Result<FileId, Errno> {
-        let entry = self.entry(fd)?;
+        let file = self.get(fd)?;
         let at = fd as usize;
         self.slots[at] = None;
         self.used[at / 64] &= !(1 << (at % 64));
         self.next = self.next.min(at);
-        Ok(entry.file)
-    }
-
-    /// True if `exec` closes it.
-    ///
-    /// # Errors
-    /// `EBADF`.
-    pub fn cloexec(&self, fd: Fd) -> Result<bool, Errno> {
-        self.entry(fd).map(|e| e.cloexec)
-    }
-
-    /// Says whether `exec` closes it.
-    ///
-    /// # Errors
-    /// `EBADF`.
-    pub fn set_cloexec(&mut self, fd: Fd, cloexec: bool) -> Result<(), Errno> {
-        self.entry(fd)?;
-        self.slots[fd as usize].as_mut().expect("checked above").cloexec = cloexec;
-        Ok(())
+        Ok(file)
     }
 
     /// Sets the limit, at most [`NR_OPEN`]; what is open beyond it stays open.
@@ -134,20 +111,15 @@ impl FdTable {
 
     /// Open descriptors in order.
     pub fn iter(&self) -> impl Iterator<Item = (Fd, FileId)> + '_ {
-        self.slots.iter().enumerate().filter_map(|(i, e)| e.map(|e| (i as Fd, e.file)))
+        self.slots.iter().enumerate().filter_map(|(i, file)| file.map(|file| (i as Fd, file)))
     }
 
-    fn entry(&self, fd: Fd) -> Result<Entry, Errno> {
-        let at = usize::try_from(fd).map_err(|_| Errno::EBADF)?;
-        self.slots.get(at).copied().flatten().ok_or(Errno::EBADF)
-    }
-
-    fn set(&mut self, at: usize, entry: Entry) {
+    fn set(&mut self, at: usize, file: FileId) {
         if self.slots.len() <= at {
             self.slots.resize(at + 1, None);
             self.used.resize(at / 64 + 1, 0);
         }
-        self.slots[at] = Some(entry);
+        self.slots[at] = Some(file);
         self.used[at / 64] |= 1 << (at % 64);
         if at == self.next {
             self.next = at + 1;
@@ -163,18 +135,16 @@ mod tests {
 
     #[derive(Debug, Clone)]
     enum Do {
-        Install(Fd, bool),
+        Install(Fd),
         Replace(Fd),
         Remove(Fd),
-        Cloexec(Fd, bool),
     }
 
     fn operation() -> impl Strategy<Value = Do> {
         prop_oneof![
-            (prop_oneof![3 => Just(0), 1 => -1..150i32], any::<bool>()).prop_map(|(f, c)| Do::Install(f, c)),
+            prop_oneof![3 => Just(0), 1 => -1..150i32].prop_map(Do::Install),
             (-1..150i32).prop_map(Do::Replace),
             (-1..150i32).prop_map(Do::Remove),
-            (-1..150i32, any::<bool>()).prop_map(|(f, c)| Do::Cloexec(f, c)),
         ]
     }
 
@@ -184,36 +154,29 @@ mod tests {
             const LIMIT: usize = 100;
             let mut table = FdTable::default();
             table.set_limit(LIMIT);
-            let mut model: BTreeMap<Fd, (FileId, bool)> = BTreeMap::new();
+            let mut model: BTreeMap<Fd, FileId> = BTreeMap::new();
             for (i, op) in ops.into_iter().enumerate() {
                 let file = FileId(i as u32);
                 match op {
-                    Do::Install(from, c) => {
+                    Do::Install(from) => {
                         let want = (from.max(0)..).find(|fd| !model.contains_key(fd)).filter(|&fd| (fd as usize) < LIMIT);
-                        prop_assert_eq!(table.install(file, c, from), want.ok_or(Errno::EMFILE));
+                        prop_assert_eq!(table.install(file, from), want.ok_or(Errno::EMFILE));
                         if let Some(fd) = want {
-                            model.insert(fd, (file, c));
+                            model.insert(fd, file);
                         }
                     }
                     Do::Replace(fd) if fd < 0 || fd as usize >= LIMIT => {
-                        prop_assert_eq!(table.replace(fd, file, false), Err(Errno::EBADF));
+                        prop_assert_eq!(table.replace(fd, file), Err(Errno::EBADF));
                     }
                     Do::Replace(fd) => {
-                        prop_assert_eq!(table.replace(fd, file, false), Ok(model.insert(fd, (file, false)).map(|e| e.0)));
+                        prop_assert_eq!(table.replace(fd, file), Ok(model.insert(fd, file)));
                     }
                     Do::Remove(fd) => {
-                        prop_assert_eq!(table.remove(fd), model.remove(&fd).map(|e| e.0).ok_or(Errno::EBADF));
-                    }
-                    Do::Cloexec(fd, c) => {
-                        prop_assert_eq!(table.set_cloexec(fd, c).is_ok(), model.contains_key(&fd));
-                        if let Some(e) = model.get_mut(&fd) {
-                            e.1 = c;
-                        }
+                        prop_assert_eq!(table.remove(fd), model.remove(&fd).ok_or(Errno::EBADF));
                     }
                 }
                 for fd in -1..150 {
-                    prop_assert_eq!(table.get(fd).ok(), model.get(&fd).map(|e| e.0));
-                    prop_assert_eq!(table.cloexec(fd).ok(), model.get(&fd).map(|e| e.1));
+                    prop_assert_eq!(table.get(fd).ok(), model.get(&fd).copied());
                 }
             }
         }

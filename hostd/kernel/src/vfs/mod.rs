@@ -47,7 +47,8 @@ use fd::{FdTable, FilesId};
 
 /// `O_NONBLOCK`, also as `SOCK_NONBLOCK`.
 pub const O_NONBLOCK: i32 = 0o4000;
-/// `O_CLOEXEC`, also as `SOCK_CLOEXEC` and `EPOLL_CLOEXEC`.
+/// `O_CLOEXEC`, also as `SOCK_CLOEXEC` and `EPOLL_CLOEXEC`: known, and without effect. Tasks of this kernel do not `exec`; where
+/// programs do, their descriptors are the machine's.
 pub const O_CLOEXEC: i32 = 0o2_000_000;
 pub(crate) const O_RDWR: i32 = 2;
 pub(crate) const O_APPEND: i32 = 0o2000;
@@ -242,32 +243,14 @@ impl Kernel {
         }
     }
 
-    /// Closes the descriptors of a task that do not survive `exec`. A table shared with other tasks is left
-    /// by this one first (Linux `unshare_files`). What closing sends leaves with the next [`Kernel::handle`].
-    pub fn exec_close(&mut self, task: TaskId) {
-        let Some(files) = self.tasks.get(task).map(|t| t.files) else { return };
-        if self.vfs.tables[files.0 as usize].as_ref().is_some_and(|t| t.1 > 1) {
-            let own = self.vfs.copy_files(files);
-            self.put_files(files);
-            self.tasks.get_mut(task).expect("looked up above").files = own;
-        }
-        let table = self.fd_table(task);
-        let fds: Vec<Fd> = table.iter().map(|(fd, _)| fd).filter(|&fd| table.cloexec(fd) == Ok(true)).collect();
-        for fd in fds {
-            if let Ok(file) = self.fd_table(task).remove(fd) {
-                self.fput(file);
-            }
-        }
-    }
-
     /// `dup`, `dup2`, `dup3`, `F_DUPFD`.
-    pub(crate) fn sys_dup(&mut self, task: TaskId, old: Fd, new: Result<Fd, Fd>, cloexec: bool) -> Result<Fd, Errno> {
+    pub(crate) fn sys_dup(&mut self, task: TaskId, old: Fd, new: Result<Fd, Fd>) -> Result<Fd, Errno> {
         let file = self.fget(task, old)?;
         let table = self.fd_table(task);
         let fd = match new {
             Ok(fd) if fd == old => return Ok(fd),
             Ok(fd) => {
-                let gone = table.replace(fd, file, cloexec)?;
+                let gone = table.replace(fd, file)?;
                 self.vfs.get_file(file);
                 if let Some(gone) = gone {
                     self.fput(gone);
@@ -275,7 +258,7 @@ impl Kernel {
                 return Ok(fd);
             }
             Err(from) if from < 0 || from as usize >= table.limit() => return Err(Errno::EINVAL),
-            Err(from) => table.install(file, cloexec, from)?,
+            Err(from) => table.install(file, from)?,
         };
         self.vfs.get_file(file);
         Ok(fd)

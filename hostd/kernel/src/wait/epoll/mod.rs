@@ -86,7 +86,7 @@ impl Kernel {
         let file = self.vfs.open(FileKind::Epoll(index), 0);
         let ep = EventPoll { items: Items::default(), wq: WaitQueue::default(), poll_wait: WaitQueue::default(), file };
         self.epolls.slots[index as usize] = Some(Box::new(ep));
-        self.fd_table(task).install(file, flags != 0, 0)
+        self.fd_table(task).install(file, 0)
     }
 
     /// A watched object changed; also says whether an exclusive entry took the wake-up (Linux `ep_poll_callback`).
