@@ -1,6 +1,7 @@
 //! Listening, accepting, and the ends of a socket (Linux `inet_csk_listen_start`,
 //! `tcp_close`, `tcp_disconnect`; RFC 9293 §3.6, §3.10.4).
 
+use super::chrono::ChronoType;
 use super::hash::Owner;
 use super::sock::{Listen, TCP_TIMEWAIT_LEN, TcpSock, tp};
 use super::state::State;
@@ -183,6 +184,7 @@ impl Kernel {
         tp.lost_out = 0;
         tp.retrans_out = 0;
         tp.backoff = 0;
+        tp.chrono_stop(ChronoType::Busy, self.now);
         sk.wmem_queued = 0;
     }
 

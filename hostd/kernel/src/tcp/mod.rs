@@ -21,6 +21,7 @@
 //! accepted when asked, our data are not sent as ECN-capable.
 
 mod bucket;
+mod chrono;
 mod close;
 pub mod cong;
 pub mod hash;

@@ -3,6 +3,7 @@
 //! Data go into packets of up to 64 KiB made of pieces of shared buffers: the one
 //! copy of the send path. The last unsent packet is filled up first.
 
+use super::chrono::ChronoType;
 use super::header::flag;
 use super::output::xmit::{Burst, Nagle};
 use super::sock::{TCP_MSS_DEFAULT, TcpSock, tp};
@@ -110,6 +111,7 @@ impl Kernel {
 
     /// The buffer is full: sends what there is, then waits. `None`: there is room after all.
     fn tcp_send_wait_memory(&mut self, sk: &mut Sock, m: &mut MsgState) -> Option<Step<Result<usize, Errno>>> {
+        sk.nospace = true;
         if m.copied > 0 {
             self.tcp_push(sk, m.flags & !msg::MORE, Nagle::Push);
         }
@@ -152,7 +154,7 @@ impl Kernel {
             }
             self.tcp_slow_start_after_idle_check(sk);
             let skb = self.alloc_skb();
-            tp!(sk).queue_tail(skb, flag::ACK);
+            tp!(sk).queue_tail(skb, flag::ACK, self.now);
             sk.wmem_queued += TcpSock::skb_truesize(0);
         } else if sk.wmem_queued >= sk.sndbuf {
             // Room in the packet is no room in the buffer (Linux `sk_wmem_schedule` limits likewise).
@@ -191,6 +193,9 @@ impl Kernel {
         {
             sk.wmem_queued -= skb.truesize.min(sk.wmem_queued);
             self.skbs.put(skb);
+            if tp.write_queue.is_empty() {
+                tp.chrono_stop(ChronoType::Busy, self.now);
+            }
         }
     }
 

@@ -1,5 +1,6 @@
 //! `struct tcp_sock`: the state of one connection or listener.
 
+use super::chrono::Chrono;
 use super::cong::{CaState, Cong, Cwnd};
 use super::header::TSTAMP_ALIGNED;
 pub use super::parts::{AckState, Ecn, Listen, Prr, RcvTune, Rtt, RxOpt, Totals, Urg, UserTimers, WriteTimer};
@@ -144,6 +145,8 @@ pub struct TcpSock {
     pub rack: Rack,
     /// Delivery rate.
     pub rate: Rate,
+    /// How long it has been busy, and why not faster.
+    pub(super) chrono: Chrono,
     /// How fast to send.
     pub pacing: Pacing,
     /// Whether the host's queues hold enough of this connection.
@@ -300,6 +303,7 @@ impl TcpSock {
             ecn: Ecn::default(),
             rack: Rack::default(),
             rate: Rate { last_app_limited: true, ..Rate::default() },
+            chrono: Chrono::default(),
             pacing: Pacing::default(),
             tsq: Tsq::default(),
             rtt: Rtt::default(),

@@ -1,6 +1,7 @@
 //! `IPPROTO_TCP` options, `TCP_INFO`, readiness and queue lengths (Linux `tcp.c`).
 
 use super::TcpInfo;
+use super::chrono::JIFFY_US;
 use super::cong::{CaState, Cong};
 use super::parts::Listen;
 use super::sock::{TcpSock, Urg, tp};
@@ -50,8 +51,6 @@ const MAX_KEEPALIVE: i32 = 32767;
 const MAX_PROBES: i32 = 127;
 /// Octets of Linux's `struct tcp_info` up to `tcpi_total_rto_time`.
 const INFO_LEN: usize = 248;
-/// Microseconds of a tick of Linux's clock (`CONFIG_HZ` of Debian), in which it keeps time-outs.
-const JIFFY_US: u32 = 4000;
 
 impl Kernel {
     /// `setsockopt(IPPROTO_TCP)`.
@@ -406,7 +405,8 @@ impl TcpSock {
         }
         let rate =
             self.rate.last.map_or(0, |(n, d)| (u128::from(n) * u128::from(self.mss_cache) * 1_000_000_000 / d.as_nanos().max(1)) as u64);
-        for n in [rate, 0, 0, 0] {
+        let [busy, rwnd_limited, sndbuf_limited] = self.chrono.info(now);
+        for n in [rate, busy, rwnd_limited, sndbuf_limited] {
             b.extend(n.to_le_bytes());
         }
         for w in [self.rate.delivered, 0] {

@@ -3,6 +3,7 @@
 use crate::Kernel;
 use crate::skb::SkBuff;
 use crate::sock::Sock;
+use crate::tcp::chrono::ChronoType;
 use crate::tcp::cong::{AckView, CaState};
 use crate::tcp::header::{Options, flag};
 use crate::tcp::rate::RateSample;
@@ -288,6 +289,9 @@ impl Kernel {
             let skb = tp.rtx_queue.pop_front().expect("front exists");
             freed += skb.truesize;
             self.skbs.put(skb);
+        }
+        if tp.rtx_queue.is_empty() {
+            tp.chrono_stop(ChronoType::Busy, now);
         }
         ctx.pkts_acked = acked;
         sk.wmem_queued -= freed.min(sk.wmem_queued);

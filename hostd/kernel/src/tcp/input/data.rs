@@ -5,8 +5,10 @@ use crate::skb::SkBuff;
 use crate::sock::{RCV_SHUTDOWN, SEND_SHUTDOWN, Sock};
 use crate::syscall::signal::Band;
 use crate::tcp::header::flag;
+use crate::tcp::seq::SeqNum;
 use crate::tcp::sock::{SKB_OVERHEAD, TCP_ATO_MIN, TCP_MAX_QUICKACKS, TcpSock, tp};
 use crate::tcp::state::State;
+use crate::time::Instant;
 use crate::trace::Point;
 use alloc::boxed::Box;
 use alloc::collections::VecDeque;
@@ -43,6 +45,10 @@ impl Kernel {
         }
         if seq.before(nxt) {
             tp.dsack_set(seq, nxt, self.tcp.sysctl.dsack);
+            if window == 0 {
+                self.mib.inc(Mib::TCPZeroWindowDrop);
+                return self.tcp_out_of_window(sk, skb, DropReason::TcpZeroWindow);
+            }
             skb.tcp_trim_front(nxt - seq);
         }
         if !self.tcp_try_rmem_schedule(sk) {
@@ -168,7 +174,7 @@ impl Kernel {
 
     /// Removes from the queue what `skb`, to be inserted at `at`, covers, and cuts it where
     /// a longer one begins. Returns its new end.
-    fn tcp_ofo_trim_followers(&mut self, sk: &mut Sock, at: usize, skb: &mut SkBuff) -> crate::tcp::seq::SeqNum {
+    fn tcp_ofo_trim_followers(&mut self, sk: &mut Sock, at: usize, skb: &mut SkBuff) -> SeqNum {
         let dsack = self.tcp.sysctl.dsack;
         let end = skb.tcp.end_seq;
         while let Some(next) = tp!(sk).ofo_queue.get(at) {
@@ -268,7 +274,7 @@ impl Kernel {
         let tp = tp!(sk);
         tp.ack.scheduled = true;
         tp.measure_rcv_mss(skb, rcvbuf);
-        tp.rcv_rtt_measure(skb, now);
+        tp.rcv_rtt_measure(skb.tcp.end_seq, now);
         tp.total.data_segs_in = tp.total.data_segs_in.wrapping_add(skb.pcount());
         if tp.ack.ato.is_zero() {
             tp.incr_quickack(TCP_MAX_QUICKACKS);
@@ -427,38 +433,44 @@ impl TcpSock {
         }
     }
 
-    /// RTT as the receiver sees it (Linux `tcp_rcv_rtt_measure`, `_ts`), for auto-tuning.
-    fn rcv_rtt_measure(&mut self, skb: &SkBuff, now: crate::time::Instant) {
-        if self.rx_opt.saw_tstamp && self.rx_opt.rcv_tsecr != 0 {
-            if self.rx_opt.rcv_tsecr == self.rcvtune.last_tsecr || skb.len() < self.ack.rcv_mss {
-                return;
-            }
-            self.rcvtune.last_tsecr = self.rx_opt.rcv_tsecr;
-            let delta = self.tsval(now).wrapping_sub(self.rx_opt.rcv_tsecr);
-            if delta < 1 << 22 {
-                self.rcv_rtt_update(u64::from(delta.max(1)) * 1000, false);
-            }
-            return;
-        }
-        let t = &mut self.rcvtune;
+    /// RTT as the receiver sees it, for auto-tuning: the time that a window takes, in-order data up to `nxt` (Linux
+    /// `tcp_rcv_rtt_measure`).
+    fn rcv_rtt_measure(&mut self, nxt: SeqNum, now: Instant) {
+        let t = &self.rcvtune;
         if t.rtt_time.0 != 0 {
-            if self.rcv_nxt.before(t.rtt_seq) {
+            if nxt.before(t.rtt_seq) {
                 return;
             }
             let sample = now.since(t.rtt_time).as_micros().max(1) as u64;
             self.rcv_rtt_update(sample, true);
         }
-        self.rcvtune.rtt_seq = self.rcv_nxt + self.rcv_wnd;
+        self.rcvtune.rtt_seq = nxt + self.rcv_wnd;
         self.rcvtune.rtt_time = now;
     }
 
-    fn rcv_rtt_update(&mut self, sample_us: u64, window_dependent: bool) {
+    /// As well, by the echo of a timestamp, of which there is one a millisecond: who answers in less is left to
+    /// [`Self::rcv_rtt_measure`] (Linux `tcp_rcv_rtt_measure_ts`).
+    pub(super) fn rcv_rtt_measure_ts(&mut self, skb: &SkBuff, now: Instant) {
+        let echo = self.rx_opt.rcv_tsecr;
+        if !self.rx_opt.saw_tstamp || echo == self.rcvtune.last_tsecr {
+            return;
+        }
+        self.rcvtune.last_tsecr = echo;
+        let delta = self.tsval(now).wrapping_sub(echo);
+        if skb.tcp.end_seq - skb.tcp.seq >= self.ack.rcv_mss && (1..i32::MAX as u32 / 1000).contains(&delta) {
+            self.rcv_rtt_update(u64::from(delta) * 1000, false);
+        }
+    }
+
+    /// Takes the least, and what is smoothed of what is greater: not of windows, nor while the program is behind (Linux
+    /// `tcp_rcv_rtt_update`).
+    fn rcv_rtt_update(&mut self, sample_us: u64, of_window: bool) {
         let old = self.rcvtune.rtt_us;
-        self.rcvtune.rtt_us = match old {
-            0 => sample_us << 3,
-            _ if window_dependent => old.min(sample_us << 3),
-            _ => old + sample_us - (old >> 3),
-        };
+        if old == 0 || sample_us << 3 < old {
+            self.rcvtune.rtt_us = sample_us << 3;
+        } else if !of_window && self.rcv_nxt == self.copied_seq {
+            self.rcvtune.rtt_us = old - (old >> 3) + sample_us;
+        }
     }
 
     /// Quick ACKs for the next segments (Linux `tcp_incr_quickack`).

@@ -37,6 +37,7 @@ impl Kernel {
                 return self.kfree_skb(skb, reason);
             }
         }
+        tp!(sk).rcv_rtt_measure_ts(&skb, self.now);
         self.tcp_urg(sk, &skb);
         let mut skb = skb;
         let hdr = u32::from(skb.tcp.hdr_len);
@@ -74,6 +75,7 @@ impl Kernel {
             self.tcp_data_snd_check(sk);
             return;
         }
+        tp.rcv_rtt_measure_ts(&skb, now);
         let advances = skb.tcp.ack_seq != tp.snd_una;
         if sk.rmem_alloc.saturating_add(skb.truesize) > sk.rcvbuf {
             let _ = self.tcp_ack(sk, &skb, opts, if advances { AckFlags::DATA } else { AckFlags::SLOWPATH });

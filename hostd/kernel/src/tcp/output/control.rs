@@ -114,7 +114,7 @@ impl Kernel {
     fn tcp_queue_control(&mut self, sk: &mut Sock, flags: u8) {
         let skb = self.alloc_skb();
         let tp = tp!(sk);
-        let skb = tp.queue_tail(skb, flags);
+        let skb = tp.queue_tail(skb, flags, self.now);
         skb.tcp.end_seq += 1;
         tp.write_seq += 1;
         sk.wmem_queued += SKB_OVERHEAD;

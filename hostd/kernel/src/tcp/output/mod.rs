@@ -11,7 +11,7 @@ pub mod xmit;
 
 use super::header::{CSUM_OFFSET, Header, MAX_TCP_HEADER, Options, flag, pseudo_header_sum};
 use super::secure::Tuple;
-use super::sock::{TcpSock, tp};
+use super::sock::{TCP_ATO_MIN, TcpSock, tp};
 use super::state::State;
 use crate::Kernel;
 use crate::errno::Errno;
@@ -221,7 +221,12 @@ impl TcpSock {
     /// An ACK goes out with this segment (Linux `tcp_event_ack_sent`).
     fn event_ack_sent(&mut self) {
         // Segments that acknowledge nothing new do not count.
-        self.ack.quick = self.ack.quick.saturating_sub(self.ack.scheduled.into());
+        let acks = u8::from(self.ack.scheduled);
+        if self.ack.quick > 0 && acks >= self.ack.quick {
+            // The last quick one (Linux `tcp_dec_quickack_mode`).
+            self.ack.ato = TCP_ATO_MIN;
+        }
+        self.ack.quick = self.ack.quick.saturating_sub(acks);
         self.duplicate_sack = None;
     }
 
@@ -239,5 +244,24 @@ impl SkBuff {
     /// Segments that the packet becomes on the wire (Linux `tcp_skb_pcount`).
     pub(crate) fn pcount(&self) -> u32 {
         self.gso.map_or(1, |g| u32::from(g.segs).max(1))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use core::time::Duration;
+
+    #[test]
+    fn last_quick_ack_shortens_the_delay_of_the_next() {
+        let mut tp = TcpSock::default();
+        (tp.ack.quick, tp.ack.scheduled, tp.ack.ato) = (2, true, Duration::from_millis(200));
+        for (quick, ato) in [(1, 200), (0, 40)] {
+            tp.event_ack_sent();
+            assert_eq!((tp.ack.quick, tp.ack.ato), (quick, Duration::from_millis(ato)));
+        }
+        tp.ack.ato = Duration::from_millis(200);
+        tp.event_ack_sent();
+        assert_eq!(tp.ack.ato, Duration::from_millis(200), "it was none");
     }
 }

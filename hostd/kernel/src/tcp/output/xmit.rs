@@ -4,10 +4,12 @@ use crate::Kernel;
 use crate::errno::Errno;
 use crate::skb::{Gso, SkBuff};
 use crate::sock::Sock;
+use crate::tcp::chrono::ChronoType;
 use crate::tcp::cong::CaState;
 use crate::tcp::header::flag;
 use crate::tcp::sock::{SKB_OVERHEAD, TCP_RTO_MAX, TcpSock, WriteTimer, tp};
 use crate::tcp::state::State;
+use crate::time::Instant;
 use crate::trace::Point;
 use alloc::boxed::Box;
 use core::time::Duration;
@@ -44,6 +46,20 @@ pub(crate) enum Burst {
     Probe,
 }
 
+/// Segments worth of window that are not waited beyond when `tcp_tso_win_divisor` is 0 (Linux `tcp_max_tso_deferred_mss`).
+const MAX_TSO_DEFERRED_MSS: u32 = 3;
+
+/// What keeps a connection from sending more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Limit {
+    /// There is no more, or it waits for company (Nagle), or for its time.
+    Other,
+    /// The congestion window.
+    Cwnd,
+    /// The peer's window.
+    Rwnd,
+}
+
 impl Kernel {
     /// Sends what may be sent (Linux `__tcp_push_pending_frames`); arms the
     /// zero-window probe if nothing could.
@@ -61,7 +77,7 @@ impl Kernel {
     /// peer's window is closed.
     pub(crate) fn tcp_write_xmit(&mut self, sk: &mut Sock, mss: u32, nagle: Nagle, burst: Burst) -> bool {
         let mut sent = 0;
-        let mut cwnd_limited = false;
+        let mut limit = Limit::Other;
         let max_segs = sk.tp().tso_segs(mss);
         loop {
             if self.tcp_pacing_check(sk) {
@@ -73,13 +89,14 @@ impl Kernel {
             let (len, segs) = (skb.len(), skb.pcount());
             let mut quota = tp.cwnd_quota();
             if quota == 0 {
-                cwnd_limited = true;
+                limit = Limit::Cwnd;
                 if burst != Burst::Probe {
                     break;
                 }
                 quota = 1;
             }
             if !tp.snd_wnd_test(mss) {
+                limit = Limit::Rwnd;
                 break;
             }
             let last = tp.write_queue.len() == 1;
@@ -89,12 +106,13 @@ impl Kernel {
                     break;
                 }
             } else if burst == Burst::All
-                && tp.tso_should_defer(mss, max_segs, self.now, self.tcp.sysctl.tso_win_divisor, &mut cwnd_limited)
+                && let Some(why) = tp.tso_should_defer(mss, max_segs, self.now, self.tcp.sysctl.tso_win_divisor)
             {
+                limit = why;
                 break;
             }
-            let limit = if segs > 1 { tp.mss_split_point(mss, quota.min(max_segs), nagle) } else { mss };
-            if len > limit && !self.tcp_fragment(sk, Queue::Write, 0, limit, mss) {
+            let most = if segs > 1 { tp.mss_split_point(mss, quota.min(max_segs), nagle) } else { mss };
+            if len > most && !self.tcp_fragment(sk, Queue::Write, 0, most, mss) {
                 break;
             }
             let truesize = sk.tp().write_queue.front().map_or(0, |s| s.truesize);
@@ -107,7 +125,7 @@ impl Kernel {
                 break;
             }
         }
-        self.tcp_after_write_xmit(sk, sent, cwnd_limited, burst)
+        self.tcp_after_write_xmit(sk, sent, limit, burst)
     }
 
     /// Transmits the head of the write queue and moves it to the retransmission queue
@@ -147,15 +165,26 @@ impl Kernel {
         Some(pcount)
     }
 
-    fn tcp_after_write_xmit(&mut self, sk: &mut Sock, sent: u32, cwnd_limited: bool, burst: Burst) -> bool {
+    fn tcp_after_write_xmit(&mut self, sk: &mut Sock, sent: u32, limit: Limit, burst: Burst) -> bool {
         let now = self.now;
         let tp = tp!(sk);
+        if limit == Limit::Rwnd {
+            tp.chrono_start(ChronoType::RwndLimited, now);
+        } else {
+            tp.chrono_stop(ChronoType::RwndLimited, now);
+        }
+        let cwnd_limited = limit == Limit::Cwnd || tp.in_flight() >= tp.cwnd.cwnd;
+        if sent > 0 || cwnd_limited {
+            // All is sent, though the window has room, and the program has more.
+            let starved = sk.nospace && !sk.dead && matches!(tp.state, State::Established | State::CloseWait);
+            if !tp.cwnd_validate(cwnd_limited, now) && starved && tp.write_queue.is_empty() {
+                tp.chrono_start(ChronoType::SndbufLimited, now);
+            }
+        }
         if sent > 0 {
             if tp.in_cwnd_reduction() {
                 tp.prr.out += sent;
             }
-            let limited = cwnd_limited || tp.in_flight() >= tp.cwnd.cwnd;
-            tp.cwnd_validate(limited, now);
             let args = [u64::from(sk.id.0), u64::from(sk.tp().cwnd.cwnd), u64::from(sk.tp().in_flight()), 0];
             self.trace(Point::TcpWriteXmit, 0, args);
             if burst != Burst::Probe {
@@ -218,6 +247,9 @@ impl Kernel {
         self.tcp_sndbuf_expand(sk);
         if sk.tcp_writeable(self.tcp.sysctl.notsent_lowat) {
             self.sk_write_space(sk);
+        }
+        if !sk.nospace {
+            tp!(sk).chrono_stop(ChronoType::SndbufLimited, self.now);
         }
     }
 
@@ -283,28 +315,34 @@ impl TcpSock {
         }
     }
 
-    /// Better wait for more window and send a larger packet (Linux `tcp_tso_should_defer`)?
-    fn tso_should_defer(&self, mss: u32, max_segs: u32, now: crate::time::Instant, divisor: u32, cwnd_limited: &mut bool) -> bool {
-        let Some(skb) = self.write_queue.front() else { return false };
+    /// Better wait for more window and send a larger packet (Linux `tcp_tso_should_defer`)? Then for which. Deviation: also where
+    /// the next ACK is far (Linux: half a round trip, or a millisecond): a host here pays dearly for each packet.
+    fn tso_should_defer(&self, mss: u32, max_segs: u32, now: Instant, divisor: u32) -> Option<Limit> {
+        let skb = self.write_queue.front()?;
         let in_flight = self.in_flight();
         if self.ca_state >= CaState::Recovery || in_flight == 0 || now.since(self.lsndtime) > Duration::from_millis(1) {
-            return false;
+            return None;
         }
         let send_win = self.wnd_end() - skb.tcp.seq;
         let cong_win = (self.cwnd.cwnd - in_flight).saturating_mul(mss);
         let limit = send_win.min(cong_win);
         let whole = limit >= max_segs * mss || (self.write_queue.len() > 1 && limit >= skb.len());
-        if whole || skb.tcp.flags & flag::FIN != 0 {
-            return false;
+        if whole {
+            return None;
         }
-        let chunk = self.snd_wnd.min(self.cwnd.cwnd.saturating_mul(mss)).checked_div(divisor).unwrap_or(0);
-        if divisor > 0 && limit >= chunk {
-            return false;
+        let enough = match self.snd_wnd.min(self.cwnd.cwnd.saturating_mul(mss)).checked_div(divisor) {
+            Some(chunk) => limit >= chunk,
+            None => limit > MAX_TSO_DEFERRED_MSS * mss,
+        };
+        if enough {
+            return None;
         }
-        if cong_win < send_win && cong_win <= skb.len() {
-            *cwnd_limited = true;
+        let (window, which) = if cong_win < send_win { (cong_win, Limit::Cwnd) } else { (send_win, Limit::Rwnd) };
+        if window <= skb.len() {
+            return Some(which);
         }
-        true
+        // Of what ends here there will not be more.
+        (skb.tcp.flags & flag::FIN == 0).then_some(Limit::Other)
     }
 
     /// Octets of the head packet that windows and Nagle let go (Linux `tcp_mss_split_point`).
@@ -340,8 +378,8 @@ impl TcpSock {
     }
 
     /// Remembers whether the window was the limit (Linux `tcp_cwnd_validate`), and lets an
-    /// unused window decay (RFC 7661).
-    fn cwnd_validate(&mut self, limited: bool, now: crate::time::Instant) {
+    /// unused window decay (RFC 7661). True if it was.
+    fn cwnd_validate(&mut self, limited: bool, now: Instant) -> bool {
         let w = &mut self.cwnd;
         let new_window = self.snd_una.at_or_after(w.usage_seq);
         if new_window || limited || (!w.is_cwnd_limited && self.packets_out > w.max_packets_out) {
@@ -354,10 +392,11 @@ impl TcpSock {
         } else if now.since(w.stamp) >= self.rto && self.ca_state == CaState::Open && self.write_queue.is_empty() {
             self.cwnd_application_limited(now);
         }
+        self.cwnd.is_limited()
     }
 
     /// Halves the window for every RTO of silence, down to the initial one (RFC 2861; Linux `tcp_cwnd_restart`).
-    fn cwnd_restart(&mut self, idle: Duration, now: crate::time::Instant) {
+    fn cwnd_restart(&mut self, idle: Duration, now: Instant) {
         let least = crate::tcp::cong::TCP_INIT_CWND.min(self.cwnd.cwnd);
         self.cwnd.ssthresh = self.current_ssthresh();
         let mut left = idle.saturating_sub(self.rto);
@@ -371,7 +410,7 @@ impl TcpSock {
     }
 
     /// Linux `tcp_cwnd_application_limited`.
-    fn cwnd_application_limited(&mut self, now: crate::time::Instant) {
+    fn cwnd_application_limited(&mut self, now: Instant) {
         let used = self.cwnd.max_packets_out.max(crate::tcp::cong::TCP_INIT_CWND);
         if used < self.cwnd.cwnd {
             self.cwnd.ssthresh = self.cwnd.ssthresh.max((self.cwnd.cwnd >> 1) + (self.cwnd.cwnd >> 2));
@@ -380,8 +419,11 @@ impl TcpSock {
         self.cwnd.stamp = now;
     }
 
-    /// Appends an empty packet to the write queue.
-    pub(crate) fn queue_tail(&mut self, mut skb: Box<SkBuff>, flags: u8) -> &mut SkBuff {
+    /// Appends an empty packet to the write queue (Linux `tcp_add_write_queue_tail`).
+    pub(crate) fn queue_tail(&mut self, mut skb: Box<SkBuff>, flags: u8, now: Instant) -> &mut SkBuff {
+        if self.write_queue.is_empty() && flags & flag::SYN == 0 {
+            self.chrono_start(ChronoType::Busy, now);
+        }
         skb.tcp.seq = self.write_seq;
         skb.tcp.end_seq = self.write_seq;
         skb.tcp.flags = flags;
