@@ -20,6 +20,7 @@
 //! no BBR yet (a variant of [`cong::Cong`], fed by [`rate`], that sets [`Pacing`]); ECN is
 //! accepted when asked, our data are not sent as ECN-capable.
 
+mod audit;
 mod bucket;
 mod chrono;
 mod close;
