@@ -32,7 +32,6 @@ print(socket.if_nameindex(), socket.if_nametoindex('eth0'), socket.if_indextonam
         assert_eq!(sums.lines().count(), 7);
         assert!(sums.lines().all(|l| Some(l) == sums.lines().next()), "{sums}");
         assert!(sh(&lab, "cat /etc/resolv.conf").starts_with("# No name server"));
-        assert!(lab.program("a", &["sh", "-c", "echo x > /etc/hosts"]).output().expect("starts").status.code() == Some(2));
     });
 }
 
@@ -128,7 +127,7 @@ lrwxrwxrwx
 lrwxrwxrwx
 -r--r--r-- root root 0
 -r--r--r-- root root 4096
-regular file 444
+regular file 644
 symbolic link 777
 directory 755
 ";

@@ -12,6 +12,7 @@ mod guest_files;
 mod guest_identity;
 mod guest_inodes;
 mod guest_kill;
+mod guest_own_files;
 mod guest_profile;
 mod guest_servers;
 mod guest_signals;

@@ -2,6 +2,7 @@
 
 use super::Guests;
 use super::calls::{Outcome, read_iov};
+use super::change::{failed, may_override};
 use super::fds::{FILE, Kind};
 use super::notify::{Listener, Notif};
 use super::paths::{PATH_MAX, resolve};
@@ -20,8 +21,13 @@ use tracing::debug;
 
 /// Octets of a value that is written.
 const MAX_VALUE: usize = 4096;
-/// Permissions of a file that says who the host is.
+/// Files of the host's own that its programs may write: it is as if they were mounted.
+const EDITABLE: [&str; 3] = ["/etc/hosts", "/etc/hostname", "/etc/resolv.conf"];
+/// Permissions of files that say who the host is.
+const ROOTS_TO_WRITE: u32 = 0o644;
 const READ_ONLY: u32 = 0o444;
+/// What of the flags of an `open` matters to the file itself.
+const STATUS: i32 = libc::O_ACCMODE | libc::O_APPEND | libc::O_TRUNC | libc::O_NONBLOCK | libc::O_SYNC;
 /// Name of a memfd with the text of a file: its path follows.
 pub const TEXT: &str = "ringlab:";
 
@@ -41,9 +47,17 @@ impl Guests {
         let follow = flags & libc::O_NOFOLLOW == 0;
         let Some((path, entry)) = self.at_path(shared, c.tid, dir, path, follow) else { return Ok(Outcome::Continue) };
         let writes = flags & libc::O_ACCMODE != libc::O_RDONLY;
+        let exclusive = libc::O_CREAT | libc::O_EXCL;
+        if entry.is_ok() && flags & exclusive == exclusive {
+            return Err(Errno::EEXIST);
+        }
         let (file, number) = match entry? {
             Entry::File(_) if flags & libc::O_DIRECTORY != 0 => return Ok(Outcome::Done(-i64::from(libc::ENOTDIR))),
             Entry::File(mode) if writes && mode & 0o200 == 0 => return Err(Errno::EACCES),
+            Entry::File(_) if is_editable(&path) && (writes || flags & libc::O_TRUNC != 0) => {
+                (self.open_to_write(shared, c, &path, flags)?, None)
+            }
+            Entry::File(_) if self.shown.is_kept(&path) => (self.open_kept(shared, &path, flags & STATUS)?, None),
             Entry::File(_) => {
                 let number = writes.then(|| self.file_number(&path));
                 (as_file(&path, &text(shared, &path)?, number).map_err(|_| Errno::ENFILE)?, number)
@@ -82,7 +96,8 @@ impl Guests {
             return None;
         }
         if own(shared, &clean).is_some() {
-            return Some((clean.into_owned(), Ok(Entry::File(READ_ONLY))));
+            let mode = if is_editable(&clean) { ROOTS_TO_WRITE } else { READ_ONLY };
+            return Some((clean.into_owned(), Ok(Entry::File(mode))));
         }
         // What follows a link's name but its own slash goes on behind it.
         let follow = follow || path.ends_with('/') || path.ends_with("/.");
@@ -107,6 +122,19 @@ impl Guests {
             debug!(%error, path, "a directory cannot be shown");
             Errno::EACCES
         })
+    }
+
+    /// Opens a file that says who the host is, to change what it says.
+    fn open_to_write(&mut self, shared: &Shared, c: Caller, path: &str, flags: i32) -> Result<OwnedFd, Errno> {
+        if !may_override(c.tid) {
+            return Err(Errno::EACCES);
+        }
+        self.open_kept(shared, path, flags & STATUS)
+    }
+
+    fn open_kept(&mut self, shared: &Shared, path: &str, flags: i32) -> Result<OwnedFd, Errno> {
+        let flags = OFlags::from_bits_retain(flags as u32) | OFlags::CLOEXEC;
+        self.shown.keep(shared, path).and_then(|place| Ok(open(&place, flags, Mode::empty())?)).map_err(failed)
     }
 
     /// `write` to a file of `/proc/sys/net`.
@@ -147,6 +175,11 @@ impl Guests {
         });
         at as u32
     }
+}
+
+/// True if the host's programs may write a file of its own.
+pub(super) fn is_editable(path: &str) -> bool {
+    EDITABLE.contains(&path)
 }
 
 /// What a file of the node says.

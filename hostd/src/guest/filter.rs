@@ -103,6 +103,45 @@ const PATHS_AT: &[(i64, Option<u32>)] = &[
     (libc::SYS_readlinkat, None),
 ];
 
+/// Calls that change what a path names, from whatever directory: they are rare, and the machine's file may be at stake.
+pub fn changes(nr: i64) -> bool {
+    matches!(
+        nr,
+        libc::SYS_rename
+            | libc::SYS_renameat
+            | libc::SYS_renameat2
+            | libc::SYS_unlink
+            | libc::SYS_unlinkat
+            | libc::SYS_rmdir
+            | libc::SYS_link
+            | libc::SYS_linkat
+            | libc::SYS_symlink
+            | libc::SYS_symlinkat
+            | libc::SYS_mkdir
+            | libc::SYS_mkdirat
+            | libc::SYS_mknod
+            | libc::SYS_mknodat
+            | libc::SYS_truncate
+            | libc::SYS_chmod
+            | libc::SYS_fchmodat
+            | libc::SYS_fchmodat2
+            | libc::SYS_chown
+            | libc::SYS_lchown
+            | libc::SYS_fchownat
+            | libc::SYS_utime
+            | libc::SYS_utimes
+            | libc::SYS_futimesat
+            | libc::SYS_utimensat
+            | libc::SYS_setxattr
+            | libc::SYS_lsetxattr
+            | libc::SYS_removexattr
+            | libc::SYS_lremovexattr
+    )
+}
+
+/// No call of [`changes`] has a number beyond this.
+const LAST: i64 = libc::SYS_fchmodat2;
+
 /// `fcntl` commands that a modelled socket answers itself: `F_GETFL`, `F_SETFL`, `F_SETOWN`, `F_GETOWN`,
 /// `F_SETSIG`, `F_GETSIG`, `F_SETOWN_EX`, `F_GETOWN_EX`. The rest is right on its placeholder.
 const FCNTL: &[u32] = &[3, 4, 8, 9, 10, 11, 15, 16];
@@ -142,7 +181,7 @@ pub fn program() -> Vec<Insn> {
     p.append(&mut other);
     p.extend([load(NR), jset(X32_BIT, 0, 1), ret(RET_ENOSYS)]);
     let wholly = PATHS.iter().filter(|nr| PATHS_AT.iter().all(|p| p.0 != **nr));
-    for &nr in TRAPPED.iter().chain(wholly) {
+    for nr in TRAPPED.iter().chain(wholly).copied().chain((0..=LAST).filter(|&nr| changes(nr))) {
         p.extend([jeq(nr as u32, 0, 1), ret(RET_NOTIFY)]);
     }
     for nr in [libc::SYS_socket, libc::SYS_socketpair] {
@@ -278,6 +317,16 @@ mod tests {
         for nr in [libc::SYS_stat, libc::SYS_access, libc::SYS_readlink, libc::SYS_chdir, libc::SYS_getcwd, libc::SYS_llistxattr] {
             assert_eq!(native(nr, [0, 0]), RET_NOTIFY, "{nr}");
         }
+    }
+
+    #[test]
+    fn changes_of_paths_are_trapped_from_whatever_directory() {
+        for nr in [libc::SYS_rename, libc::SYS_unlink, libc::SYS_unlinkat, libc::SYS_truncate, libc::SYS_utimensat, libc::SYS_fchmodat2] {
+            for dir in [libc::AT_FDCWD as u64, 5] {
+                assert_eq!(native(nr, [dir, 0]), RET_NOTIFY, "{nr}");
+            }
+        }
+        assert_eq!((0..600).filter(|&nr| changes(nr)).count(), (0..=LAST).filter(|&nr| changes(nr)).count());
     }
 
     #[test]

@@ -19,7 +19,7 @@ use super::Guests;
 use super::calls::Finish;
 use super::decode::u64_at;
 use super::fds::Kind;
-use super::filter::PATHS;
+use super::filter::{PATHS, changes};
 use super::mask::{Held, Mask};
 use super::notify::Notif;
 use super::poll::Left;
@@ -268,7 +268,7 @@ impl Guests {
         let mut code = [0; 7];
         c.mem.read(context.ip.wrapping_sub(code.len() as u64), &mut code).ok()?;
         let nr = number(&code, &context.args)?;
-        let always = CERTAIN.contains(&nr.into()) || PATHS.contains(&nr.into());
+        let always = CERTAIN.contains(&nr.into()) || PATHS.contains(&nr.into()) || changes(nr.into());
         let mut on_file = || ON_FILES.contains(&nr.into()) && matches!(self.kind(c, context.args[0] as i32), Kind::Modelled(_));
         (always || on_file()).then_some(nr)
     }

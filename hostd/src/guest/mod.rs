@@ -26,6 +26,7 @@
 
 mod bpf;
 mod calls;
+mod change;
 mod decode;
 mod epoll;
 mod fds;

@@ -4,7 +4,7 @@
 //! empty, but for the few that never change. Who opens one is answered with its text (`files.rs`). Names depend on the
 //! interfaces alone, and are looked at again only if those are others.
 
-use super::files::own;
+use super::files::{is_editable, own};
 use crate::host::Shared;
 use ringlab_kernel::Kernel;
 use ringlab_kernel::vfs::procfs::{DirEntry, Entry};
@@ -31,6 +31,8 @@ pub struct Shown {
     names: Vec<(String, usize)>,
     /// Trees that hold them.
     made: [bool; TREES.len()],
+    /// Files that programs have opened to write: they say what they say.
+    kept: BTreeSet<String>,
 }
 
 impl Shown {
@@ -52,12 +54,31 @@ impl Shown {
                 TREES[tree].iter().try_for_each(|root| make_tree(&kernel, &base, root))?;
                 self.made[tree] = true;
             }
+            None if self.kept.contains(path) => {}
             None => {
                 drop(kernel);
-                make_single(&place, own(shared, path).unwrap_or_default().as_bytes())?;
+                let mode = if is_editable(path) { 0o644 } else { 0o444 };
+                make_single(&place, own(shared, path).unwrap_or_default().as_bytes(), mode)?;
             }
         }
         Ok(place)
+    }
+
+    /// As [`Self::place`]. From now on the file is what programs make of it.
+    ///
+    /// # Errors
+    /// As [`Self::place`].
+    pub fn keep(&mut self, shared: &Shared, path: &str) -> io::Result<PathBuf> {
+        let place = self.place(shared, path)?;
+        if !self.kept.contains(path) {
+            self.kept.insert(path.to_owned());
+        }
+        Ok(place)
+    }
+
+    /// True if programs have opened the file to write.
+    pub fn is_kept(&self, path: &str) -> bool {
+        self.kept.contains(path)
     }
 
     /// The path that a directory of the machine shows.
@@ -142,7 +163,7 @@ fn new_file(at: &Path) -> io::Result<File> {
 }
 
 /// A file that is in no tree. It says what it says: its length counts.
-fn make_single(place: &Path, text: &[u8]) -> io::Result<()> {
+fn make_single(place: &Path, text: &[u8], mode: u32) -> io::Result<()> {
     if std::fs::read(place).is_ok_and(|old| old == text) {
         return Ok(());
     }
@@ -150,7 +171,7 @@ fn make_single(place: &Path, text: &[u8]) -> io::Result<()> {
     // One that is there cannot be written again by everybody.
     let _ = std::fs::remove_file(place);
     io::Write::write_all(&mut new_file(place)?, text)?;
-    std::fs::set_permissions(place, Permissions::from_mode(0o444))
+    std::fs::set_permissions(place, Permissions::from_mode(mode))
 }
 
 #[cfg(test)]
@@ -175,7 +196,7 @@ mod tests {
         assert!(base.join("lo/below").exists() && base.join("x").is_dir());
         let single = base.join("etc/hosts");
         for text in ["one", "other text"] {
-            make_single(&single, text.as_bytes()).expect("written");
+            make_single(&single, text.as_bytes(), 0o444).expect("written");
             assert_eq!(std::fs::read_to_string(&single).expect("there"), text);
         }
         let shown = Shown { base: Some(base.clone()), ..Shown::default() };

@@ -5,8 +5,9 @@
 
 use super::Guests;
 use super::calls::Outcome;
+use super::change::{failed, may_override};
 use super::fds::FILE;
-use super::files::TEXT;
+use super::files::{TEXT, is_editable};
 use super::notify::Notif;
 use super::paths::{PATH_MAX, link};
 use super::table::Caller;
@@ -89,6 +90,7 @@ impl Guests {
                 (st.stx_uid, st.stx_gid) = (0, 0);
                 (done == 0).then_some(st)
             }),
+            Ask::Access(rights) if rights & libc::W_OK != 0 && is_editable(&place) && !may_override(c.tid) => Err(Errno::EACCES),
             Ask::Access(rights) => access(&entry, rights).map(|()| Outcome::Done(0)),
             Ask::Link(to, room) => match entry {
                 Entry::Link(text) => answer_link(c, &text, to, room),
@@ -113,7 +115,6 @@ impl Guests {
         to: u64,
         look: impl FnOnce(&CString) -> Option<T>,
     ) -> Result<Outcome, Errno> {
-        let failed = |error: io::Error| Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO)).unwrap_or(Errno::EIO);
         let place = self.shown.place(shared, place).map_err(failed)?;
         let path = CString::new(Path::as_os_str(&place).as_bytes()).map_err(|_| Errno::ENOENT)?;
         let told = look(&path).ok_or_else(|| failed(io::Error::last_os_error()))?;

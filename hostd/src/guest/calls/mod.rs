@@ -15,7 +15,7 @@ mod transfer;
 
 use super::Guests;
 use super::fds::Kind;
-use super::filter::PATHS;
+use super::filter::{PATHS, changes};
 use super::notify::{Listener, Notif};
 use super::table::Caller;
 use crate::guest::epoll::EpollFinish;
@@ -163,6 +163,7 @@ impl Guests {
             }
             libc::SYS_io_submit => self.sys_io_submit(c, n),
             nr if PATHS.contains(&nr) => self.sys_path(shared, c, n),
+            nr if changes(nr) => self.sys_change(shared, c, n),
             libc::SYS_sendfile => self.sys_sendfile(shared, c, listener, n),
             libc::SYS_mmap => match self.kind(c, a[4] as i32) {
                 Kind::Modelled(handle) => self.sys_mmap(shared, c, listener, n, handle),
