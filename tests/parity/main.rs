@@ -60,7 +60,7 @@ families! {
     udp_behaves_alike: "udp", 43;
     options_read_back_alike: "opts", 27;
     message_flags_work_alike: "flags", 35;
-    processes_and_signals_behave_alike: "proc", 32;
+    processes_and_signals_behave_alike: "proc", 33;
     names_and_ports_behave_alike: "ports", 34;
     sockets_as_files_behave_alike: "files", 10;
     masks_of_waits_hold_back_and_let_through_alike: "mask", 19;

@@ -2,7 +2,7 @@
 
 use super::Guests;
 use super::calls::Outcome;
-use super::fds::Kind;
+use super::fds::{Kind, open_descriptors};
 use super::notify::{Listener, Notif};
 use super::table::Caller;
 use crate::host::Shared;
@@ -94,16 +94,20 @@ impl Guests {
         self.close_handle(shared, handle);
     }
 
-    /// True if a process that had no number left for a descriptor still has none.
+    /// True if a process has no number left for a descriptor. Before Linux 6.2 only one that has been refused one can tell.
     pub(super) fn is_full(&mut self, caller: Caller) -> bool {
-        let Some(proc) = self.procs.get_mut(&caller.tgid).filter(|p| p.full) else { return false };
-        proc.full = open_descriptors(caller.tgid).zip(limit_of(caller.tgid)).is_some_and(|(open, limit)| open >= limit);
+        let Some(proc) = self.procs.get_mut(&caller.tgid) else { return false };
+        let open = how_many(caller.tgid).or(proc.full.then_some(u64::MAX));
+        let limit = open.zip(limit_of(caller.tgid)).filter(|(open, limit)| open >= limit).map(|(_, limit)| limit);
+        // Some of them may be beyond it: it was lowered.
+        let below = |limit: u64| open_descriptors(caller.tgid).into_iter().filter(|&fd| (fd as u64) < limit).count() as u64;
+        proc.full = limit.is_some_and(|limit| below(limit) >= limit);
         proc.full
     }
 }
 
 /// How many descriptors a process has, if the machine's kernel says so (Linux 6.2).
-fn open_descriptors(tgid: i32) -> Option<u64> {
+fn how_many(tgid: i32) -> Option<u64> {
     let size = rustix::fs::stat(format!("/proc/{tgid}/fd")).ok()?.st_size;
     u64::try_from(size).ok().filter(|&n| n > 0)
 }

@@ -71,6 +71,7 @@ int random_main(int argc, char **argv); /* random.c */
 void start_control(void);
 void end_server(void);
 void end_with_parent(void);
+void in_child(void (*does)(void));      /* proc.c: forks, waits for the end */
 extern bool on_link;                    /* false: this process alone, over loopback */
 extern const char *addr_a, *addr_b;
 extern int port_base;

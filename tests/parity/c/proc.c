@@ -1,7 +1,8 @@
 /* Processes: fork, descriptors passed over AF_UNIX, threads, signals during calls. */
 #include "parity.h"
+#include <sys/resource.h>
 
-static void in_child(void (*does)(void))
+void in_child(void (*does)(void))
 {
     int status = 0;
     fflush(stdout);
@@ -136,6 +137,51 @@ static void sigkill_in_call(void)
     script("b send s x\na recv c\na send c y\nb recv s");
 }
 
+/* No number is left for a connection: whether one waits or not. */
+static int lowest(void)
+{
+    int fd = dup(0);
+    close(fd);
+    return fd;
+}
+static void limit(int most) { setrlimit(RLIMIT_NOFILE, &(struct rlimit){(rlim_t)most, 1024}); }
+static void accepts(const char *what, int fd, int flags)
+{
+    int got = accept4(fd, NULL, NULL, flags);
+    printf("a accept %s: %s\n", what, got < 0 ? errno_name(errno) : "a connection");
+    if (got >= 0)
+        close(got);
+}
+static void child_at_limit(void)
+{
+    int first = lowest();
+    limit(first);
+    accepts("of none", slots['l'], 0);
+    accepts("of none, asked for more", slots['l'], SOCK_NONBLOCK);
+    accepts("with bad flags", slots['l'], 77);
+    accepts("of a connection", slots['c'], 0);
+    accepts("of a datagram socket", slots['u'], 0);
+    limit(1024);
+    script("a tcp d\na connect d lo:P0\na await l in");
+    first = lowest();
+    limit(first);
+    accepts("of one", slots['l'], 0);
+    limit(first + 1);
+    accepts("with one number", slots['l'], 0);
+    script("a nb l");
+    accepts("of none, at once", slots['l'], 0);
+    /* As many are open as may be, but some of them beyond that. */
+    for (int fd = 200; fd < 240; fd++)
+        dup2(0, fd);
+    accepts("with numbers beyond the limit", slots['l'], 0);
+    limit(1024);
+    script("a tcp e\na connect e lo:P0\na await l in");
+    limit(lowest() + 1);
+    accepts("of one with numbers beyond the limit", slots['l'], 0);
+    limit(1024);
+}
+static void accept_at_the_limit(void) { script(LOOP "a udp u"), in_child(child_at_limit), script("a send c x\na recv s"); }
+
 static const struct test_case cases[] = {
     {"fork_shares_connection", NULL, fork_shares_connection}, {"fork_close_keeps_parents", NULL, fork_close_keeps_parents},
     {"fork_shutdown_is_for_all", NULL, fork_shutdown_is_for_all}, {"fork_shares_flags", NULL, fork_shares_flags},
@@ -144,7 +190,7 @@ static const struct test_case cases[] = {
     {"exit_closes", NULL, exit_closes}, {"exit_with_unread_resets", NULL, exit_with_unread_resets},
     {"passed_to_child", NULL, passed_to_child}, {"passed_from_child", NULL, passed_from_child}, {"passed_listener", NULL, passed_listener},
     {"passed_set", NULL, passed_set}, {"inherited_set", NULL, inherited_set}, {"exec_keeps", NULL, exec_keeps}, {"many_threads", NULL, many_threads},
-    {"sigkill_in_call", NULL, sigkill_in_call},
+    {"sigkill_in_call", NULL, sigkill_in_call}, {"accept_at_the_limit", NULL, accept_at_the_limit},
     {"passed_to_itself", LINK "a pair u v\na sendfd u c\na recvfd v x\nb send s hello\na recv x\na close c\na send x y\nb recv s\na close x\nb recv s", NULL},
     {"passed_and_dropped", LINK "a pair u v\na sendfd u c\na close c\nb poll 0 s\na close v\nb await s in\nb recv s", NULL},
     {"passed_stays_in_set", LINK "a pair u v\na epoll e\na add e c in\na sendfd u c\na recvfd v x\na close c\nb send s y\na epwait e\na close x\na epwait e", NULL},

@@ -9,7 +9,9 @@ use crate::guest::table::Caller;
 use crate::host::Shared;
 use ringlab_kernel::errno::Errno;
 use ringlab_kernel::syscall::abi::SockAddr;
-use ringlab_kernel::syscall::{Call, NetlinkAddr, Shutdown};
+use ringlab_kernel::syscall::{Call, NetlinkAddr, PollFd, Ret, Shutdown};
+use ringlab_kernel::wait::queue::PollEvents;
+use std::time::Duration;
 
 type Args = [u64; 6];
 
@@ -48,8 +50,10 @@ impl Guests {
         Ok(Outcome::Call(call, Finish::Value))
     }
 
-    pub(super) fn sys_accept(&mut self, c: Caller, handle: i32, a: &Args, flags: i32) -> Result<Outcome> {
-        if self.is_full(c) {
+    pub(super) fn sys_accept(&mut self, shared: &Shared, c: Caller, handle: i32, a: &Args, flags: i32) -> Result<Outcome> {
+        // Linux has a number for the connection before it looks for one. With one there, giving it to the program says so.
+        let known = flags & !(libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK) == 0;
+        if known && !may_accept(shared, c, handle) && self.is_full(c) {
             return Err(Errno::EMFILE);
         }
         let cloexec = flags & libc::SOCK_CLOEXEC != 0;
@@ -93,6 +97,13 @@ impl Guests {
         }
         Ok(Outcome::Call(Call::GetSockOptRaw(handle, level, name, value), Finish::Opt { val: a[3], len: a[4] }))
     }
+}
+
+/// True if a connection waits.
+fn may_accept(shared: &Shared, c: Caller, handle: i32) -> bool {
+    let list = vec![PollFd { fd: handle, events: PollEvents::IN, revents: PollEvents::empty() }];
+    let found = shared.guest_syscall(c.task, Call::Poll(list, Some(Duration::ZERO)));
+    matches!(found, Some(Ret::Poll(list)) if list.iter().any(|p| p.revents == PollEvents::IN))
 }
 
 /// The instructions that a `struct sock_fprog` points to.
