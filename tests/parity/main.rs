@@ -63,7 +63,8 @@ families! {
     processes_and_signals_behave_alike: "proc", 33;
     names_and_ports_behave_alike: "ports", 34;
     sockets_as_files_behave_alike: "files", 10;
-    masks_of_waits_hold_back_and_let_through_alike: "mask", 19;
+    masks_of_waits_hold_back_and_let_through_alike: "mask", 20;
+    stops_end_and_restart_waits_alike: "stop", 28;
     splice_moves_alike: "splice", 47;
 }
 

@@ -183,9 +183,7 @@ fn named(n: &Notif) -> [Option<Named>; 2] {
         libc::SYS_unlinkat => one((dir, a[1], false, Remove)),
         libc::SYS_rmdir => one((here, a[0], false, RemoveDirectory)),
         libc::SYS_link => [Some((here, a[1], false, Make)), Some((here, a[0], false, Link))],
-        libc::SYS_linkat => {
-            [Some((a[2] as i32, a[3], false, Make)), Some((dir, a[1], a[4] as i32 & libc::AT_SYMLINK_FOLLOW != 0, Link))]
-        }
+        libc::SYS_linkat => [Some((a[2] as i32, a[3], false, Make)), Some((dir, a[1], a[4] as i32 & libc::AT_SYMLINK_FOLLOW != 0, Link))],
         libc::SYS_symlink => one((here, a[1], false, Make)),
         libc::SYS_symlinkat => one((a[1] as i32, a[2], false, Make)),
         libc::SYS_mkdir | libc::SYS_mknod => one((here, a[0], false, Make)),

@@ -13,21 +13,24 @@
 //! ```
 //!
 //! What a handler leaves by `siglongjmp` needs nothing: its context is given up. A thread that comes back without a
-//! handler (stopped and continued, traced) makes the same call again at once.
+//! handler (stopped and continued, traced) makes the same call again at once. Waits for sets and those with `SO_RCVTIMEO`
+//! or `SO_SNDTIMEO` end with `EINTR` then, too (signal(7)). A jump out of a handler may look alike; but a handler that ran
+//! has left its context on the stack.
 
 use super::Guests;
 use super::calls::Finish;
 use super::decode::u64_at;
 use super::fds::Kind;
 use super::filter::{PATHS, changes};
-use super::mask::{Held, Mask};
+use super::mask::{Held, Mask, Stopping};
 use super::notify::Notif;
-use super::poll::Left;
+use super::poll::{Form, Left};
 use super::reply::Reply;
 use super::table::Caller;
 use crate::host::Shared;
 use ringlab_kernel::errno::Errno;
 use ringlab_kernel::syscall::{Call, Ret};
+use ringlab_kernel::time::Instant;
 use std::io::Write;
 use std::time::Duration;
 
@@ -35,6 +38,12 @@ use std::time::Duration;
 const INSTRUCTION: u64 = 2;
 /// `EINTR` as the machine's kernel leaves it in a register.
 const EINTR: u64 = -(libc::EINTR as i64) as u64;
+/// Link of a context to which a handler has returned.
+const RETURNED: u64 = 1;
+/// Where the context of a handler lies that has interrupted a call: below the stack's end, behind the vector registers; or above, as
+/// long as the handler runs.
+const BELOW: u64 = 24 << 10;
+const ABOVE: u64 = 8 << 10;
 /// Calls that a thread remembers: handlers that are left by a jump leave theirs behind.
 const MOST: usize = 8;
 /// How often a thread is looked at that has made its call and does not wait yet.
@@ -55,14 +64,18 @@ pub struct Interrupted {
     held: Option<Held>,
     /// The time that was left, and where a call that ends with `EINTR` tells it.
     left: Option<(Left, Duration)>,
+    /// When its time is up, if it goes on; [`Held`] has its own.
+    until: Option<Instant>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum How {
     /// It had had its effect: this is what it answers.
     Answer(Reply),
-    /// With `EINTR`, whatever the handler's flags.
+    /// With `EINTR`, whatever the handler's flags; without a handler as well.
     Eintr,
+    /// With `EINTR`, whatever the handler's flags. It goes on without a handler.
+    Handled,
     /// It has not been made, and comes again.
     Again,
     /// As the machine's kernel says. Hostd has heard of it, that is all.
@@ -70,15 +83,23 @@ enum How {
 }
 
 impl Interrupted {
+    fn new(n: &Notif, how: How) -> Self {
+        Self { nr: n.nr, ip: n.ip, args: n.args, how, passed: false, armed: false, held: None, left: None, until: None }
+    }
+
     fn is(&self, n: &Notif) -> bool {
         self.nr == n.nr && self.ip == n.ip && self.args == n.args
+    }
+
+    fn same(&self, other: &Self) -> bool {
+        self.nr == other.nr && self.ip == other.ip && self.args == other.args
     }
 
     /// The answer that it holds.
     pub(super) fn reply(&self) -> Option<Reply> {
         match self.how {
             How::Answer(reply) => Some(reply),
-            How::Eintr | How::Again | How::Native => None,
+            How::Eintr | How::Handled | How::Again | How::Native => None,
         }
     }
 }
@@ -94,6 +115,8 @@ struct Context {
 }
 
 impl Context {
+    /// Offset of the link to another context, which signals do not use.
+    const LINK: u64 = 8;
     /// Offset of the first register used.
     const FIRST: u64 = 40;
     const AX: u64 = 144;
@@ -129,7 +152,9 @@ impl Context {
 impl Guests {
     /// The answer to a call that comes again: the machine's kernel has restarted it.
     pub(super) fn take_answer(&mut self, shared: &Shared, c: Caller, n: &Notif) -> Option<Reply> {
-        let calls = &mut self.tasks.get_mut(&c.tid)?.interrupted;
+        let task = self.tasks.get_mut(&c.tid)?;
+        task.until = None;
+        let calls = &mut task.interrupted;
         if calls.is_empty() {
             return None;
         }
@@ -138,28 +163,38 @@ impl Guests {
             return None;
         };
         let call = calls.remove(at);
-        if call.armed || !call.passed {
-            self.tasks.get_mut(&c.tid)?.held = call.held;
+        let goes_on = call.armed || !call.passed;
+        if goes_on {
+            task.held = call.held;
+            task.until = call.until.filter(|_| !has_left_context(c, &call));
         }
-        match call.reply() {
-            Some(reply) if call.armed || !call.passed => Some(reply),
+        match (call.reply(), call.how) {
+            (Some(reply), _) if goes_on => Some(reply),
             // Made afresh after a jump out of the handler.
-            Some(reply) => {
+            (Some(reply), _) => {
                 self.drop_reply(shared, reply);
                 None
             }
-            None => None,
+            (None, How::Eintr) if goes_on && !has_left_context(c, &call) => match &mut task.held {
+                // Not before the thread has its own mask.
+                Some(held) => {
+                    held.ends = true;
+                    None
+                }
+                None => Some(Reply::Value(-i64::from(libc::EINTR))),
+            },
+            (None, _) => None,
         }
     }
 
     /// Nobody took an answer.
     pub(super) fn keep_answer(&mut self, shared: &Shared, c: Caller, n: &Notif, reply: Reply) {
-        self.remember(shared, c, n, How::Answer(reply), None, None);
+        self.remember(shared, c, n, How::Answer(reply));
     }
 
     /// A call was not made that should have been: the signal came before it.
     pub(super) fn keep_unmade(&mut self, shared: &Shared, c: Caller, n: &Notif) {
-        self.remember(shared, c, n, How::Again, None, None);
+        self.remember(shared, c, n, How::Again);
     }
 
     /// A blocked call for which nobody waits any more has ended.
@@ -167,11 +202,12 @@ impl Guests {
         let super::Pending { notif, listener, finish } = pending;
         self.memory.set_bounce(c.task, None);
         match (ret, &finish) {
-            (_, Finish::Poll(p)) if matches!(p.mask, Mask::Wanted(_)) => self.keep_unmade(shared, c, &notif),
+            (_, Finish::Poll(p)) if matches!(p.mask, Mask::Wanted { .. }) => self.keep_unmade(shared, c, &notif),
             (ret, Finish::Poll(p)) if matches!(p.mask, Mask::Held(_)) || matches!(ret, None | Some(Ret::Err(Errno::EINTR))) => {
-                let rest = p.until.map_or(Duration::ZERO, |t| t.since(shared.now()));
+                // Whom hostd itself has stopped may come back for that alone.
+                let how = if matches!(p.form, Form::Set(_)) && p.stopping == Stopping::No { How::Eintr } else { How::Handled };
                 let held = if let Mask::Held(held) = p.mask { Some(held) } else { None };
-                self.remember(shared, c, &notif, How::Eintr, held, Some((p.left, rest)));
+                self.remember_wait(shared, c, &notif, how, (held, p.left, p.until));
             }
             // Pieces before this one were moved.
             (Some(ret), Finish::Transfer(t)) if t.has_moved() => self.finish(shared, c, &listener, &notif, finish, ret),
@@ -184,7 +220,7 @@ impl Guests {
                     _ => self.ends_with_eintr(shared, c, &notif),
                 };
                 let how = if ends { How::Eintr } else { How::Native };
-                self.remember(shared, c, &notif, how, None, None);
+                self.remember(shared, c, &notif, how);
             }
             (Some(ret), _) => self.finish(shared, c, &listener, &notif, finish, ret),
         }
@@ -193,16 +229,32 @@ impl Guests {
     /// A thread that has been stopped at its call is about to go on under the call's signal mask: it makes the call again, unless a
     /// handler runs.
     pub(super) fn remember_held(&mut self, shared: &Shared, c: Caller, n: &Notif, held: Held, left: Left) {
-        let rest = held.until.map_or(Duration::ZERO, |t| t.since(shared.now()));
-        self.remember(shared, c, n, How::Eintr, Some(held), Some((left, rest)));
+        self.remember_wait(shared, c, n, How::Handled, (Some(held), left, held.until));
     }
 
-    fn remember(&mut self, shared: &Shared, c: Caller, n: &Notif, how: How, held: Option<Held>, left: Option<(Left, Duration)>) {
+    fn remember_wait(
+        &mut self,
+        shared: &Shared,
+        c: Caller,
+        n: &Notif,
+        how: How,
+        (held, left, until): (Option<Held>, Left, Option<Instant>),
+    ) {
+        let rest = until.map_or(Duration::ZERO, |t| t.since(shared.now()));
+        let until = until.filter(|_| held.is_none());
+        self.keep(shared, c, Interrupted { held, left: Some((left, rest)), until, ..Interrupted::new(n, how) });
+    }
+
+    fn remember(&mut self, shared: &Shared, c: Caller, n: &Notif, how: How) {
+        self.keep(shared, c, Interrupted::new(n, how));
+    }
+
+    fn keep(&mut self, shared: &Shared, c: Caller, call: Interrupted) {
         let Some(task) = self.tasks.get_mut(&c.tid) else { return };
         let calls = &mut task.interrupted;
-        let old = calls.iter().position(|call| call.is(n)).or((calls.len() == MOST).then_some(0));
+        let old = calls.iter().position(|old| old.same(&call)).or((calls.len() == MOST).then_some(0));
         let old = old.and_then(|at| calls.remove(at).reply());
-        calls.push(Interrupted { nr: n.nr, ip: n.ip, args: n.args, how, passed: false, armed: false, held, left });
+        calls.push(call);
         if let Some(reply) = old {
             self.drop_reply(shared, reply);
         }
@@ -241,7 +293,12 @@ impl Guests {
             // This handler interrupted the end of another one, which cannot end with an error.
             context.repeat(n.nr, n.ip);
         } else if let Some(task) = self.tasks.get_mut(&c.tid) {
-            match put_right(&mut task.interrupted, &mut context) {
+            let known = put_right(&mut task.interrupted, &mut context);
+            if known.is_some() {
+                // Who looks for it later knows that it was returned to.
+                let _ = c.mem.write(sp.wrapping_add(Context::LINK), &RETURNED.to_ne_bytes());
+            }
+            match known {
                 Some(Some((left, rest))) => left.tell(c, rest),
                 Some(None) => {}
                 None if found.ax == EINTR => {
@@ -345,7 +402,7 @@ fn put_right(calls: &mut Vec<Interrupted>, context: &mut Context) -> Option<Opti
     }
     match call.how {
         How::Answer(Reply::Value(value)) => context.answer(value, call.ip),
-        How::Eintr => context.answer(-i64::from(libc::EINTR), call.ip),
+        How::Eintr | How::Handled => context.answer(-i64::from(libc::EINTR), call.ip),
         How::Again => context.repeat(call.nr, call.ip),
         How::Native => {}
         How::Answer(Reply::Inject { .. }) => {
@@ -363,6 +420,32 @@ fn put_right(calls: &mut Vec<Interrupted>, context: &mut Context) -> Option<Opti
         calls.remove(at);
     }
     Some(left)
+}
+
+/// True if a handler has interrupted a call and has not returned to it: it runs, or was left by a jump.
+fn has_left_context(c: Caller, call: &Interrupted) -> bool {
+    const PAGE: u64 = 4096;
+    let Some(sp) = stack_pointer(c.tid) else { return false };
+    let from = sp.wrapping_sub(BELOW) & !(PAGE - 1);
+    let mut stack = vec![0; (BELOW + ABOVE) as usize];
+    for (page, at) in stack.chunks_mut(PAGE as usize).zip((from..).step_by(PAGE as usize)) {
+        // Below its end the stack need not be there.
+        let _ = c.mem.read(at, page);
+    }
+    is_left(&stack, call)
+}
+
+fn is_left(stack: &[u8], call: &Interrupted) -> bool {
+    stack.windows(Context::FIRST as usize + Context::LEN).step_by(8).any(|b| {
+        // Most words are none of a context's.
+        let ip = u64_at(b, Context::IP as usize);
+        (ip == call.ip || ip.wrapping_add(INSTRUCTION) == call.ip) && u64_at(b, Context::LINK as usize) == 0 && {
+            let mut octets = [0; Context::LEN];
+            octets.copy_from_slice(&b[Context::FIRST as usize..]);
+            let context = Context::parse(&octets);
+            context.repeats(call) || context.is_told(call)
+        }
+    })
 }
 
 fn receives(nr: i64) -> bool {
@@ -407,7 +490,9 @@ mod tests {
     const ARGS: [u64; 6] = [3, 0x1000, 16, 0, 0, 0];
 
     fn call(how: How) -> Vec<Interrupted> {
-        vec![Interrupted { nr: 45, ip: 0x402, args: ARGS, how, passed: true, armed: false, held: None, left: None }]
+        let mut n = Notif::default();
+        (n.nr, n.ip, n.args) = (45, 0x402, ARGS);
+        vec![Interrupted { passed: true, ..Interrupted::new(&n, how) }]
     }
 
     fn again() -> Context {
@@ -427,6 +512,7 @@ mod tests {
             (How::Answer(n), told(eintr), told(7), 0),
             (How::Eintr, again(), told(eintr), 1),
             (How::Eintr, told(eintr), told(eintr), 1),
+            (How::Handled, again(), told(eintr), 1),
             (How::Native, again(), again(), 0),
             (How::Native, told(eintr), told(eintr), 1),
             (How::Again, told(eintr), again(), 0),
@@ -459,13 +545,32 @@ mod tests {
 
     #[test]
     fn a_thread_gets_its_own_mask_back_with_what_the_handler_has_changed() {
-        let held = Held { mask: 0x200, before: 0x2000, until: None };
+        let held = Held { mask: 0x200, before: 0x2000, until: None, ends: false };
         for (mask, want) in [(0x200, 0x2000), (0x600, 0x2400), (0, 0x2000)] {
             let mut calls = call(How::Eintr);
             calls[0].held = Some(held);
             let mut context = Context { mask, ..again() };
             assert!(put_right(&mut calls, &mut context).is_some());
             assert_eq!((context.mask, context.ax), (want, EINTR));
+        }
+    }
+
+    #[test]
+    fn context_of_a_handler_that_did_not_return_is_found_on_the_stack() {
+        let call = &call(How::Eintr)[0];
+        for (word, link, want) in [(100, 0, true), (100, RETURNED, false), (0, 0, true)] {
+            let mut stack = vec![0u8; 4096];
+            let put = |stack: &mut [u8], at: u64, value: u64| {
+                let at = 8 * word + at as usize;
+                stack[at..at + 8].copy_from_slice(&value.to_ne_bytes());
+            };
+            let words = [(104, ARGS[0]), (112, ARGS[1]), (136, ARGS[2]), (Context::AX, EINTR), (Context::IP, call.ip)];
+            for (at, value) in words.into_iter().chain([(Context::LINK, link)]) {
+                put(&mut stack, at, value);
+            }
+            assert_eq!(is_left(&stack, call), want, "{word} {link}");
+            put(&mut stack, 104, 4);
+            assert!(!is_left(&stack, call), "another call");
         }
     }
 

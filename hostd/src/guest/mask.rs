@@ -37,7 +37,12 @@ pub enum Mask {
     /// The thread's own.
     Own,
     /// This one, which is not installed yet.
-    Wanted(u64),
+    Wanted {
+        /// The call's.
+        mask: u64,
+        /// As [`Held::ends`].
+        ends: bool,
+    },
     /// Another one than the thread's own.
     Held(Held),
 }
@@ -51,6 +56,8 @@ pub struct Held {
     pub before: u64,
     /// When the call's time is up.
     pub until: Option<Instant>,
+    /// A signal has ended a wait for a set, though no handler may run (Linux `ep_poll`).
+    pub ends: bool,
 }
 
 /// Whether the thread of a wait is being stopped.
@@ -92,6 +99,9 @@ impl Guests {
         };
         let now = shared.now();
         let mut p = match asked {
+            Ok(Some((p, _))) if held.ends && matches!(p.form, Form::Set(_)) => {
+                Box::new(PollFinish::of(Form::Not(Some(Errno::EINTR)), Vec::new(), Some(now)))
+            }
             Ok(Some((p, _))) => p,
             // It has changed since it was made first.
             other => Box::new(PollFinish::of(Form::Not(other.err()), Vec::new(), Some(now))),
@@ -163,11 +173,12 @@ impl Guests {
         }
         let signals = Signals::of(c.tid).filter(|s| s.blocked != mask);
         let Some(signals) = signals else { return self.wait_unmasked(shared, c, listener, n, p) };
-        if over && signals.pending & !mask == 0 {
+        let ends = signals.pending & !mask != 0;
+        if over && !ends {
             self.polled(shared, c, listener, n, p);
             return Ok(Outcome::Taken);
         }
-        p.mask = Mask::Wanted(mask);
+        p.mask = Mask::Wanted { mask, ends };
         self.stop(shared, c, listener, n, p);
         Ok(Outcome::Taken)
     }
@@ -200,7 +211,7 @@ impl Guests {
 
     fn stop(&mut self, shared: &Shared, c: Caller, listener: &Rc<Listener>, n: &Notif, mut p: Box<PollFinish>) {
         let want = match p.mask {
-            Mask::Wanted(mask) => Want::Mask(mask),
+            Mask::Wanted { mask, .. } => Want::Mask(mask),
             Mask::Own | Mask::Held(_) => Want::Halt,
         };
         p.stopping = if self.stops.has(c.tid) {
@@ -240,8 +251,8 @@ impl Guests {
         };
         p.stopping = Stopping::No;
         match (report, p.mask) {
-            (Report::Masked(before), Mask::Wanted(mask)) => {
-                let held = Held { mask, before, until: p.until };
+            (Report::Masked(before), Mask::Wanted { mask, ends }) => {
+                let held = Held { mask, before, until: p.until, ends };
                 self.remember_held(shared, c, &notif, held, p.left);
             }
             (Report::Halted, Mask::Held(held)) => {
@@ -261,6 +272,7 @@ impl Guests {
                     self.stops.go(number, Go::default());
                 }
                 // Its next call says what became of this one.
+                p.stopping = Stopping::Yes(number);
                 if let Some(task) = self.tasks.get_mut(&tid) {
                     task.pending = Some(Pending { notif, listener, finish: Finish::Poll(p) });
                 }
@@ -303,7 +315,7 @@ impl Guests {
                 Settled::Native => return self.let_go(shared, c, listener, n),
                 Settled::Wait => return self.wait_for(shared, c, listener, n, p),
             },
-            Mask::Own | Mask::Wanted(_) => match self.wait_unmasked(shared, c, listener, n, p) {
+            Mask::Own | Mask::Wanted { .. } => match self.wait_unmasked(shared, c, listener, n, p) {
                 Ok(Outcome::Call(call, finish)) => return self.start(shared, c, listener, n, call, finish),
                 Ok(Outcome::Done(value)) => value,
                 Ok(Outcome::Continue) => return self.let_go(shared, c, listener, n),

@@ -186,7 +186,9 @@ impl Guests {
                 None => self.unimplemented(n.nr, 1, format_args!("waiting for a real descriptor beside a socket (pidfd_getfd is refused)")),
             }
         }
-        let until = timeout.map(|t| shared.now() + t);
+        // A wait that goes on after a stop has what was left of its time (Linux `ERESTART_RESTARTBLOCK`).
+        let goes_on = self.tasks.get(&c.tid).and_then(|t| t.until);
+        let until = timeout.map(|t| goes_on.unwrap_or(shared.now() + t));
         let (mask, stopping) = (Mask::Own, Stopping::No);
         Ok(Some(Box::new(PollFinish { form, entries, modelled, real, until, left, watch: None, mask, stopping })))
     }

@@ -8,6 +8,7 @@ use super::notify::Listener;
 use super::{Map, Pending};
 use ringlab_kernel::cpu::sched::TaskId;
 use ringlab_kernel::errno::Errno;
+use ringlab_kernel::time::Instant;
 use ringlab_ring::memory::Slice;
 use rustix::fd::OwnedFd;
 use std::cell::RefCell;
@@ -36,6 +37,8 @@ pub struct Task {
     pub(super) interrupted: Vec<Interrupted>,
     /// The signal mask of the call that it makes again.
     pub(super) held: Option<Held>,
+    /// When the time of the call is up that it makes again.
+    pub(super) until: Option<Instant>,
 }
 
 impl Task {

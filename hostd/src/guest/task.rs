@@ -45,7 +45,7 @@ impl Guests {
         debug!(tid, tgid, task = id.0, "a thread's first call");
         self.memory.add(id, Mem::of(tid));
         self.by_task.insert(id.0, tid);
-        self.tasks.insert(tid, Task { id, tgid, pending: None, interrupted: Vec::new(), held: None });
+        self.tasks.insert(tid, Task { id, tgid, pending: None, interrupted: Vec::new(), held: None, until: None });
         if let Some(proc) = self.procs.get_mut(&tgid) {
             proc.threads.push(tid);
         }

@@ -49,7 +49,8 @@ struct family {
     const struct test_case *cases;
 };
 extern const struct family conn_family, states_family, errno_family, fault_family, ready_family, epoll_family, mixed_family, udp_family,
-    opts_family, flags_family, proc_family, ports_family, files_family, mask_family, splice_family;
+    opts_family, flags_family, proc_family, ports_family, files_family, mask_family, splice_family,
+    stop_family;
 
 /* A connection from `c` on a to `s` on b, or both on a over loopback. */
 #define LINK "b server l\na tcp c\na connect c B:P0\nb accept l s\n"

@@ -9,7 +9,7 @@ enum { CONTROL_PORT = 4999, FIRST_PORT = 5000, PORTS_A_CASE = 10, CASE_SECONDS =
 
 static const struct family *const families[] = {&conn_family,  &states_family, &errno_family, &fault_family, &ready_family, &epoll_family,
                                                 &mixed_family, &udp_family,    &opts_family,  &flags_family, &proc_family,  &ports_family,
-                                                &files_family, &mask_family, &splice_family};
+                                                &files_family, &mask_family,   &splice_family, &stop_family};
 enum { FAMILIES = sizeof families / sizeof *families };
 
 static int control = -1;

@@ -360,6 +360,37 @@ static void ignored_signals(void)
         }
 }
 
+/* One that waits already when the mask lets it through: a set's wait ends for it, the others go on. */
+static void ignored_and_pending(void)
+{
+    static const int ignored[] = {SIGCHLD, SIGURG, SIGWINCH, SIGCONT, SIGUSR2};
+    struct later l;
+    sigset_t set = set_of("all");
+    begin_loop();
+    signal(SIGUSR2, SIG_IGN);
+    for (int i = 0; i < CALLS; i++)
+        for (int k = 0; k < 5; k++)
+            for (int whole = 0; whole < 2; whole++) {
+                pthread_sigmask(SIG_SETMASK, &set, NULL);
+                whole ? kill(getpid(), ignored[k]) : pthread_kill(pthread_self(), ignored[k]);
+                says("ignored, pending, limit 0", i, waits(i, 0, ""));
+                whole ? kill(getpid(), ignored[k]) : pthread_kill(pthread_self(), ignored[k]);
+                printf("a pending %d", pending(ignored[k]));
+                says("ignored, pending, limit", i, waits(i, 60, ""));
+                printf("a pending %d\n", pending(ignored[k]));
+                says("ignored, gone", i, waits(i, 30, ""));
+                whole ? kill(getpid(), ignored[k]) : pthread_kill(pthread_self(), ignored[k]);
+                later(&l, 0, 0, true);
+                long r = waits(i, 5000, "");
+                says("ignored, pending, data", i, r);
+                if (r < 0)
+                    says("again", i, waits(i, 5000, ""));
+                over(&l);
+                printf("a still blocked %d\n", blocked_now());
+                block("");
+            }
+}
+
 static void bad_masks(void)
 {
     begin_loop();
@@ -527,6 +558,7 @@ static const struct test_case cases[] = {
     {"left_by_a_jump", NULL, left_by_a_jump},
     {"changed_by_the_handler", NULL, changed_by_the_handler},
     {"ignored_signals", NULL, ignored_signals},
+    {"ignored_and_pending", NULL, ignored_and_pending},
     {"bad_masks", NULL, bad_masks},
     {"everything_blocked", NULL, everything_blocked},
     {"killed_in_the_wait", NULL, killed_in_the_wait},
