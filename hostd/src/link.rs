@@ -4,14 +4,15 @@
 //! read when the device is attached, and again whenever it says that its configuration has
 //! changed. A device that cannot say so keeps the state that it had then.
 //!
-//! A device that hangs up, or breaks a rule of the ring, is taken off: carrier down,
+//! A device that hangs up, does not answer, or breaks a rule of the ring, is taken off: carrier down,
 //! rings torn down. Then the driver knocks at the socket, every 10 ms at first, until
-//! a device answers (a restarted nicd), and gives it fresh rings.
+//! a device answers (a restarted nicd), and gives it fresh rings. A thread of its own knocks and waits
+//! for the answer: the host goes on meanwhile.
 
 use crate::config::{HostSpec, InterfaceSpec};
 use crate::driver::{Attachment, Due, Nic, PairLayout, REQUIRED, RingDriver, WANTED};
 use crate::host::Shared;
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, anyhow, bail, ensure};
 use ringlab_kernel::Event;
 use ringlab_kernel::dev::net_device::{Coalesce, DeviceConfig, IfIndex};
 use ringlab_kernel::time::Instant;
@@ -19,10 +20,12 @@ use ringlab_ring::doorbell::Doorbell;
 use ringlab_ring::memory::Region;
 use ringlab_ring::packed::{Features, Layout};
 use ringlab_ring::pool::Pool;
-use ringlab_ring::vhost_user::{FrontEnd, Moderation};
+use ringlab_ring::vhost_user::{FrontEnd, FrontError, Moderation};
 use std::cell::RefCell;
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::rc::Rc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::Duration;
 use tracing::{debug, info, warn};
 
@@ -37,6 +40,10 @@ const EAGER: Duration = Duration::from_millis(10);
 const EAGER_FOR: Duration = Duration::from_secs(1);
 /// How often afterwards.
 const PATIENT: Duration = Duration::from_millis(100);
+/// Octets of the stack of the thread that knocks.
+const STACK: usize = 256 << 10;
+/// What a device that is there takes at most to answer.
+const PROMPT: Duration = Duration::from_millis(1);
 
 /// The host's shared memory: all rings of all interfaces, then the pool.
 ///
@@ -73,6 +80,8 @@ pub struct Link {
     lost_at: Instant,
     retry_at: Option<Instant>,
     losses: u64,
+    /// Somebody knocks: a device, or why there is none.
+    knock: Option<Receiver<Result<FrontEnd, FrontError>>>,
 }
 
 struct Device {
@@ -104,7 +113,7 @@ impl Link {
         shared.attach(dev, nic.clone());
         shared.handle(Event::Carrier(dev, link_up));
         debug!(interface = %spec.name, ?features, link_up, "the device is there");
-        Ok(Self { spec, nic, dev, features, device: Some(device), lost_at: Instant(0), retry_at: None, losses: 0 })
+        Ok(Self { spec, nic, dev, features, device: Some(device), lost_at: Instant(0), retry_at: None, losses: 0, knock: None })
     }
 
     /// The interface.
@@ -256,9 +265,21 @@ impl Link {
         self.retry_at.is_some_and(|at| at <= now)
     }
 
-    /// Knocks. True if a device answered and is in use now.
+    /// Knocks, or looks whether somebody answers. True if a device did and is in use now.
     pub fn connect(&mut self, shared: &Shared) -> bool {
-        match self.try_connect() {
+        let knock = self.knock.take().map_or_else(|| knock(&self.spec), Ok);
+        let device = match knock {
+            Ok(knock) => match knock.recv_timeout(PROMPT) {
+                Ok(answer) => self.take_device(answer),
+                Err(RecvTimeoutError::Timeout) => {
+                    self.knock = Some(knock);
+                    Err(anyhow!("it does not answer yet"))
+                }
+                Err(RecvTimeoutError::Disconnected) => Err(anyhow!("nobody knocks any more")),
+            },
+            Err(error) => Err(error.into()),
+        };
+        match device {
             Ok(device) => {
                 let up = device.front.config().link_up;
                 self.device = Some(device);
@@ -281,8 +302,8 @@ impl Link {
         }
     }
 
-    fn try_connect(&self) -> anyhow::Result<Device> {
-        let front = FrontEnd::connect(&self.spec.vhost_socket, WANTED)?;
+    fn take_device(&self, answer: Result<FrontEnd, FrontError>) -> anyhow::Result<Device> {
+        let front = answer?;
         ensure!(front.features().contains(self.features), "the device offers less than the one before");
         attach(front, &self.nic)
     }
@@ -347,16 +368,29 @@ fn coalesce(told: Moderation) -> Coalesce {
     Coalesce { rx_usecs: told.rx_usecs, rx_frames: told.rx_frames }
 }
 
+/// Lets a thread connect: it says what came of it.
+fn knock(spec: &InterfaceSpec) -> io::Result<Receiver<Result<FrontEnd, FrontError>>> {
+    let (tell, answer) = channel();
+    let socket = spec.vhost_socket.clone();
+    // Nobody may be there to hear it.
+    let knock = move || drop(tell.send(FrontEnd::connect(&socket, WANTED)));
+    std::thread::Builder::new().name("knock".into()).stack_size(STACK).spawn(knock)?;
+    Ok(answer)
+}
+
 /// Connects when the host starts: nicd may be a moment behind.
 fn first_connect(spec: &InterfaceSpec) -> anyhow::Result<FrontEnd> {
     let began = std::time::Instant::now();
     loop {
-        match FrontEnd::connect(&spec.vhost_socket, WANTED) {
-            Ok(front) => return Ok(front),
-            Err(error) if began.elapsed() >= FIRST_CONNECT => {
-                return Err(error).with_context(|| format!("interface {}: no device at {}", spec.name, spec.vhost_socket.display()));
-            }
-            Err(_) => std::thread::sleep(EAGER),
+        let left = FIRST_CONNECT.saturating_sub(began.elapsed());
+        let error = match knock(spec)?.recv_timeout(left) {
+            Ok(Ok(front)) => return Ok(front),
+            Ok(Err(error)) => error.into(),
+            Err(_) => anyhow!("it does not answer"),
+        };
+        if began.elapsed() >= FIRST_CONNECT {
+            return Err(error).with_context(|| format!("interface {}: no device at {}", spec.name, spec.vhost_socket.display()));
         }
+        std::thread::sleep(EAGER);
     }
 }

@@ -38,6 +38,30 @@ fn killed_nicd_is_restarted_and_connections_survive() {
 }
 
 #[test]
+fn stopped_nicd_is_a_lost_device_and_its_host_goes_on() {
+    in_site(|site| {
+        let lab = site.deploy(TWO_HOSTS);
+        let nicd = Pid::from_raw(lab.pid("a", "nicd")).expect("a process number");
+        kill_process(nicd, Signal::STOP).expect("it runs");
+        // What the NIC is to be told.
+        lab.ok(lab.program("a", &["ethtool", "-C", "eth0", "rx-usecs", "20"]));
+        let carrier = || lab.ok(lab.program("a", &["cat", "/sys/class/net/eth0/operstate"]));
+        eventually("the device is lost", 20, || carrier() == "down\n");
+        let own = ["ping", "-c", "3", "-i", "0.2", "-W", "10", "127.0.0.1"];
+        assert!(lab.ok(lab.program("a", &own)).contains("3 received"));
+        // While somebody knocks at it in vain, calls are answered.
+        let began = std::time::Instant::now();
+        lab.ok(lab.program("a", &["sh", "-c", "i=0; while [ $i -lt 300 ]; do cat /proc/net/dev > /dev/null; i=$((i + 1)); done"]));
+        assert!(began.elapsed() < std::time::Duration::from_secs(60));
+        assert_eq!(carrier(), "down\n");
+        kill_process(nicd, Signal::CONT).expect("it runs");
+        eventually("the device is back", 20, || carrier() == "up\n");
+        assert!(fetches(&lab));
+        assert_eq!(lab.pid("a", "nicd"), nicd.as_raw_nonzero().get(), "the same process goes on");
+    });
+}
+
+#[test]
 fn killed_hostd_reboots_and_the_lab_goes_on() {
     in_site(|site| {
         let lab = site.deploy(TWO_HOSTS);

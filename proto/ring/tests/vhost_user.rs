@@ -2,7 +2,9 @@
 
 use ringlab_ring::memory::Region;
 use ringlab_ring::packed::{Chain, DriverQueue, Features, Layout, MemoryMap, RingError, VringBase};
-use ringlab_ring::vhost_user::{BackDevice, BackError, BackEvent, Connection, FrontEnd, Handled, Moderation, NetConfig, Vring};
+use ringlab_ring::vhost_user::{
+    BackDevice, BackError, BackEvent, Connection, FrontEnd, FrontError, Handled, LIMIT, Moderation, NetConfig, PATIENCE, Vring,
+};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -109,6 +111,35 @@ fn layouts(count: u16, size: u16) -> (Vec<Layout>, u64) {
         layout
     });
     (list.collect(), at)
+}
+
+/// A device that takes what it is asked and answers nothing.
+fn silent() -> UnixStream {
+    let (near, far) = UnixStream::pair().expect("socket pair");
+    spawn(move || {
+        let mut far = &far;
+        while std::io::Read::read(&mut far, &mut [0; 4096]).is_ok_and(|n| n > 0) {}
+    });
+    near
+}
+
+#[test]
+fn device_that_does_not_answer_is_lost_after_a_while() {
+    let began = std::time::Instant::now();
+    let error = FrontEnd::negotiate(silent(), WANTED).expect_err("nobody answers");
+    assert!(matches!(error, FrontError::Vhost(_)) && began.elapsed() >= PATIENCE, "{error}");
+    // One that stops answering later: the request ends, and the connection with it.
+    let (near, far) = UnixStream::pair().expect("socket pair");
+    let (thread, jobs, _done) = serve(far);
+    let mut front = FrontEnd::negotiate(near, WANTED).expect("negotiates");
+    let (go_on, wait) = channel::<()>();
+    jobs.send(Box::new(move |_| wait.recv().unwrap_or_default())).expect("it runs");
+    let began = std::time::Instant::now();
+    // Requests in time are served before it comes to that.
+    while front.refresh_config().is_ok() {}
+    assert!(began.elapsed() >= LIMIT && front.hung_up());
+    drop(go_on);
+    let _ = thread.join().expect("ends");
 }
 
 #[test]

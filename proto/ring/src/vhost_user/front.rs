@@ -11,10 +11,19 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::time::Duration;
 use vhost::vhost_user::message::{VhostUserConfigFlags, VhostUserHeaderFlag};
 use vhost::vhost_user::{Frontend, VhostUserFrontend, VhostUserProtocolFeatures as Protocol};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 use vmm_sys_util::eventfd::EventFd;
+
+/// Longest wait for answers to a request. It may be made by a thread that has other things to do.
+pub const LIMIT: Duration = Duration::from_millis(500);
+/// Longest wait for answers when a device is new.
+pub const PATIENCE: Duration = Duration::from_secs(5);
+/// Octets of the stack of a thread that only waits.
+const STACK: usize = 64 << 10;
 
 /// Why a device cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -70,8 +79,8 @@ pub struct VringBells {
     pub err: Doorbell,
 }
 
-/// A connected device. Requests wait for their answer, without limit: the device is
-/// this node's own nicd, whose death ends the wait.
+/// A connected device. Requests wait for their answer, for [`LIMIT`] at most: a device that takes longer is lost. Its death
+/// ends the wait at once.
 pub struct FrontEnd {
     vhost: Frontend,
     /// The same socket, to watch for the hang-up.
@@ -84,7 +93,8 @@ pub struct FrontEnd {
 
 impl FrontEnd {
     /// Connects to the device at `path` and negotiates: of `wanted`, what it offers.
-    /// One attempt; `ConnectionRefused` and `NotFound` mean that it is not there yet.
+    /// One attempt; `ConnectionRefused` and `NotFound` mean that it is not there yet. The device has [`PATIENCE`] to answer; where
+    /// too many wait for it to accept them, this waits too.
     ///
     /// # Errors
     /// [`FrontError`].
@@ -98,6 +108,7 @@ impl FrontEnd {
     /// [`FrontError`].
     pub fn negotiate(socket: UnixStream, wanted: Features) -> Result<Self, FrontError> {
         let watch = socket.as_fd().try_clone_to_owned()?;
+        let _limit = Limit::set(&watch, PATIENCE)?;
         // The limit on ring indices comes from the configuration space: what
         // GET_QUEUE_NUM counts differs between back ends.
         let mut vhost = Frontend::from_stream(socket, 256);
@@ -166,6 +177,7 @@ impl FrontEnd {
     /// # Errors
     /// [`FrontError`].
     pub fn set_moderation(&mut self, wanted: Moderation) -> Result<(), FrontError> {
+        let _limit = Limit::set(&self.socket, LIMIT)?;
         let fields = &wanted.emit()[moderation::FIELDS_AT - moderation::AT..];
         self.vhost.set_config(moderation::FIELDS_AT as u32, VhostUserConfigFlags::WRITABLE, fields)?;
         self.config.moderation = Some(wanted);
@@ -177,6 +189,7 @@ impl FrontEnd {
     /// # Errors
     /// [`FrontError`].
     pub fn refresh_config(&mut self) -> Result<DeviceConfig, FrontError> {
+        let _limit = Limit::set(&self.socket, LIMIT)?;
         self.config = Self::read_config(&mut self.vhost, self.features)?;
         Ok(self.config)
     }
@@ -207,6 +220,7 @@ impl FrontEnd {
         if layouts.is_empty() || !layouts.len().is_multiple_of(2) || layouts.len() > max {
             return Err(FrontError::Rings { wanted: layouts.len(), max });
         }
+        let limit = Limit::set(&self.socket, LIMIT)?;
         let base = region.base().as_ptr().addr() as u64;
         let table = VhostUserMemoryRegionInfo {
             guest_phys_addr: 0,
@@ -218,9 +232,10 @@ impl FrontEnd {
         self.vhost.set_mem_table(&[table])?;
         let bells = layouts.iter().enumerate().map(|(i, layout)| self.start_vring(i, layout, base)).collect::<Result<_, _>>()?;
         for pair in 0..enabled.min((layouts.len() / 2) as u16) {
-            self.enable(2 * pair, true)?;
-            self.enable(2 * pair + 1, true)?;
+            self.switch(2 * pair, true)?;
+            self.switch(2 * pair + 1, true)?;
         }
+        drop(limit);
         Ok(bells)
     }
 
@@ -249,6 +264,11 @@ impl FrontEnd {
     /// # Errors
     /// [`FrontError`].
     pub fn enable(&mut self, index: u16, on: bool) -> Result<(), FrontError> {
+        let _limit = Limit::set(&self.socket, LIMIT)?;
+        self.switch(index, on)
+    }
+
+    fn switch(&mut self, index: u16, on: bool) -> Result<(), FrontError> {
         Ok(self.vhost.set_vring_enable(index.into(), on)?)
     }
 
@@ -257,6 +277,7 @@ impl FrontEnd {
     /// # Errors
     /// [`FrontError`].
     pub fn stop(&mut self, index: u16) -> Result<VringBase, FrontError> {
+        let _limit = Limit::set(&self.socket, LIMIT)?;
         Ok(VringBase::from_bits(self.vhost.get_vring_base(index.into())?))
     }
 
@@ -278,6 +299,25 @@ impl AsFd for FrontEnd {
 impl std::fmt::Debug for FrontEnd {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("FrontEnd").field("features", &self.features).field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
+/// Ends a wait for the device that lasts too long: the `vhost` crate's client waits without limit, and takes no notice of a socket's
+/// own. Off when dropped.
+struct Limit(#[expect(dead_code, reason = "its end says that the request is over")] Sender<()>);
+
+impl Limit {
+    fn set(socket: &OwnedFd, time: Duration) -> io::Result<Self> {
+        let (sender, over) = channel::<()>();
+        let socket = UnixStream::from(socket.try_clone()?);
+        let wait = move || {
+            if over.recv_timeout(time) == Err(RecvTimeoutError::Timeout) {
+                // Whoever waits is told that the device is gone.
+                let _ = socket.shutdown(std::net::Shutdown::Both);
+            }
+        };
+        std::thread::Builder::new().name("vhost-limit".into()).stack_size(STACK).spawn(wait)?;
+        Ok(Self(sender))
     }
 }
 

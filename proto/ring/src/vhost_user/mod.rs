@@ -31,7 +31,7 @@ mod state;
 mod wire;
 
 pub use back::{BackDevice, BackEnd, BackEvent, Connection, Handled, Listener, Vring};
-pub use front::{DeviceConfig, FrontEnd, FrontError, VringBells};
+pub use front::{DeviceConfig, FrontEnd, FrontError, LIMIT, PATIENCE, VringBells};
 pub use moderation::Moderation;
 pub use state::NetConfig;
 pub use wire::BackError;
