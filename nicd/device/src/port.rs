@@ -3,7 +3,7 @@
 //! A port has up to eight queue pairs. Ring `2n` is receive queue `n`, ring `2n + 1`
 //! transmit queue `n` (virtio 1.2 §5.1.2). Each ring is absent, attached, or
 //! stopped: a ring on which the driver broke a rule is stopped ([`Stopped`] names
-//! the rule) and with it its port, until the driver resets the device.
+//! the rule) and with it its port, until the driver resets the device or all rings are detached.
 //!
 //! **Receive** ([`Port::receive`]): RSS picks the queue; buffers are taken from it
 //! until the frame fits (mergeable), the frame is copied, once, its header written,
@@ -197,9 +197,7 @@ impl Port {
     /// Changes moderation in place.
     pub fn set_moderation(&mut self, params: ModerationParams) {
         self.params = params;
-        for ring in &mut self.rings {
-            ring.moderation.set_params(params);
-        }
+        self.rings.iter_mut().for_each(|ring| ring.moderation.set_params(params));
     }
 
     /// Attaches a ring; false if the port has no such ring.
@@ -221,6 +219,8 @@ impl Port {
         }
         slot.epoch = slot.epoch.wrapping_add(1);
         slot.staged = 0;
+        // All of them gone is how QEMU tells of a reset: it has no other word for it.
+        self.stopped &= self.rings.iter().any(|r| r.queue.is_some());
         self.spread();
         queue
     }
@@ -244,7 +244,7 @@ impl Port {
         self.counters.inc(Nic::DeviceResets);
     }
 
-    /// True if the driver broke a rule and has not reset the device since.
+    /// True if the driver broke a rule, and has neither reset the device nor taken all rings away since.
     pub fn is_stopped(&self) -> bool {
         self.stopped
     }

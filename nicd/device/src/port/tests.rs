@@ -245,6 +245,20 @@ fn a_hostile_ring_stops_the_port_until_reset() {
 }
 
 #[test]
+fn a_port_without_rings_has_forgotten_what_its_driver_broke() {
+    let mut bench = Bench::new(1, ALL, ModerationParams::default());
+    bench.tx[0].add(&[(1 << 40, 64)], &[], 0).expect("room");
+    bench.port.transmit_next(0, &mut Transmit::empty()).expect_err("outside");
+    bench.port.detach(1);
+    assert!(bench.port.is_stopped(), "one ring is left");
+    bench.port.detach(0);
+    assert!(!bench.port.is_stopped());
+    bench.attach(1, ALL);
+    bench.buffers(0, 1, 4096);
+    assert_eq!(bench.receive(&VnetHdr::default(), &frame(60)), Received::Done);
+}
+
+#[test]
 fn tokens_of_a_ring_that_went_are_void() {
     let mut bench = Bench::new(1, ALL, ModerationParams::default());
     bench.transmit(&VnetHdr::default(), &frame(60));
