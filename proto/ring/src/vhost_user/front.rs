@@ -18,8 +18,8 @@ use vhost::vhost_user::{Frontend, VhostUserFrontend, VhostUserProtocolFeatures a
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 use vmm_sys_util::eventfd::EventFd;
 
-/// Longest wait for answers to a request. It may be made by a thread that has other things to do.
-pub const LIMIT: Duration = Duration::from_millis(500);
+/// Longest wait for answers to a request. It may be made by a thread that has other things to do; a device on a busy machine has its time.
+pub const LIMIT: Duration = Duration::from_secs(2);
 /// Longest wait for answers when a device is new.
 pub const PATIENCE: Duration = Duration::from_secs(5);
 /// Octets of the stack of a thread that only waits.
