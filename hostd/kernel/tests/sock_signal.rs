@@ -31,6 +31,9 @@ fn owner_with_async_gets_sigio_for_what_happens() {
     b.ok(&mut lab, Call::SetOwn(fb, Owner::from_setown(-42)));
     assert_eq!(b.now(&mut lab, Call::GetOwn(fb)), Ret::Owner(Some(Owner::Group(42))));
     assert_eq!(b.now(&mut lab, Call::GetOwn(fb)).as_number(), -42);
+    assert_eq!(b.err(&mut lab, Call::SetOwn(fb, Owner::from_setown(i32::MIN))), Errno::EINVAL);
+    assert_eq!(b.err(&mut lab, Call::Ioctl(fb, 0x8901, i32::MIN.to_ne_bytes().to_vec())), Errno::EINVAL);
+    assert_eq!(b.now(&mut lab, Call::GetOwn(fb)).as_number(), -42, "it has not changed");
     a.send(&mut lab, fa, b"x");
     lab.run_for(Duration::from_millis(1));
     assert!(lab.hosts[B].signals.is_empty(), "O_ASYNC is not set");

@@ -62,6 +62,10 @@ impl Kernel {
     /// `F_SETOWN`.
     pub(crate) fn sys_setown(&mut self, task: TaskId, fd: Fd, owner: Option<Owner>) -> Result<(), Errno> {
         let file = self.fget(task, fd)?;
+        if owner == Some(Owner::Group(i32::MIN)) {
+            // The one number whose group has none.
+            return Err(Errno::EINVAL);
+        }
         self.vfs.file_mut(file).fown.owner = owner;
         Ok(())
     }
