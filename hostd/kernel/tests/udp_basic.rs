@@ -518,3 +518,16 @@ fn textbook_backlog_is_seen_where_it_is_asked_for() {
     assert!(at("sk_add_backlog") < at("__udp_enqueue_schedule_skb"));
     assert!(at("__udp_enqueue_schedule_skb") < at("sys_exit"), "handled when the owner releases the socket");
 }
+
+#[test]
+fn connected_sockets_close_at_once_whatever_their_linger() {
+    let (mut lab, a) = common::tasks::one(24);
+    for kind in [(DGRAM, 0), (DGRAM, 1), (3, 1)] {
+        let fd = a.ok(&mut lab, Call::Socket(2, kind.0, kind.1)) as i32;
+        a.ok(&mut lab, Call::SetSockOpt(fd, SOL_SOCKET, 13, OptVal::Linger(true, Duration::from_secs(5))));
+        a.ok(&mut lab, Call::Connect(fd, Some(addr(ADDR_B, 9))));
+        assert!(!lab.hosts[A].kernel.lingers(a.task, fd));
+        assert_eq!(a.ok(&mut lab, Call::Close(fd)), 0);
+    }
+    assert_eq!(lab.hosts[A].kernel.sockets_info(), []);
+}

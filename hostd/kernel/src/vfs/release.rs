@@ -35,7 +35,8 @@ impl Kernel {
     }
 
     fn linger_time(&self, id: SockId) -> Option<Duration> {
-        let sk = self.socks.get(id)?;
+        // A connected datagram socket has that state, too, and nothing to wait for.
+        let sk = self.socks.get(id).filter(|sk| matches!(sk.proto, Proto::Tcp(_)))?;
         let time = sk.opt.linger.filter(|t| !t.is_zero())?;
         // Unread data means a reset at once: nothing to wait for.
         let open = matches!(sk.state(), State::Established | State::CloseWait | State::FinWait1 | State::Closing | State::LastAck);
