@@ -361,6 +361,21 @@ fn monitor_hears_of_links_addresses_routes_and_neighbours() {
 }
 
 #[test]
+fn neighbour_that_is_wanted_is_asked() {
+    let (mut lab, nl) = setup(19);
+    let mut wanted = ndmsg(2, 1);
+    wanted[10] = 1; // NTF_USE
+    let dst: &[u8] = &[10, 0, 0, 2];
+    assert_eq!(nl.ack(&mut lab, NEWNEIGH, REPLACE, &wanted, &[(1, dst)]), Err(Errno::ENOENT));
+    // As FRR asks: a VLAN, flags, an address of zeros.
+    let more = [(12, &[11][..]), (2, &[0; 6]), (5, &[0, 0]), (15, &[0; 4]), (1, dst)];
+    assert_eq!(nl.ack(&mut lab, NEWNEIGH, CREATE | REPLACE, &wanted, &more), Ok(()));
+    lab.run_for(Duration::from_millis(1));
+    let all = nl.dump(&mut lab, GETNEIGH, &[0], &[]);
+    assert_eq!((all.len(), &all[0].body[8..10], all[0].attr(NDMSG, 1)), (1, &[2, 0][..], Some(dst.to_vec())), "reachable");
+}
+
+#[test]
 fn queue_without_room_says_so_once() {
     let (mut lab, nl) = setup(12);
     nl.prog.ok(&mut lab, Call::SetSockOpt(nl.fd, SOL_NETLINK, 1, OptVal::Int(1)));
@@ -488,12 +503,25 @@ fn other_networks_have_no_number() {
 }
 
 #[test]
+fn either_bit_asks_for_a_dump() {
+    let (mut lab, nl) = setup(18);
+    let all = nl.dump(&mut lab, GETLINK, &[0], &[]);
+    assert_eq!(all.len(), 2);
+    for bit in [0x100, 0x200] {
+        nl.send(&mut lab, &request(GETLINK, bit, &[0], &[]));
+        let found = nl.drain(&mut lab);
+        assert_eq!((found.len(), found[2].kind), (3, DONE), "{bit:#x}");
+        assert!(found.iter().zip(&all).all(|(x, y)| x.body == y.body));
+    }
+}
+
+#[test]
 fn dumps_of_other_families_are_empty_and_strict_filters_hold() {
     let (mut lab, nl) = setup(17);
     for kind in [GETADDR, GETROUTE, GETNEIGH] {
         assert!(nl.dump(&mut lab, kind, &[10], &[]).is_empty(), "{kind}: IPv6");
     }
-    for kind in [42, 46, 74, 90, 106] {
+    for kind in [42, 46, 74, 90, 102] {
         assert!(nl.dump(&mut lab, kind, &[0; 20], &[]).is_empty(), "{kind}");
     }
     let tables = nl.dump(&mut lab, 66, &[2, 0, 0, 0], &[]);
@@ -521,6 +549,7 @@ fn dumps_of_other_families_are_empty_and_strict_filters_hold() {
         nl.send(lab, req);
         nl.drain(lab).remove(0).error()
     };
+    assert_eq!(ack(&mut lab, &request(106, DUMP, &[0; 8], &[])), Some(Errno::EOPNOTSUPP), "there are no next hops beside routes");
     assert_eq!(ack(&mut lab, &request(GETROUTE, DUMP, &rtmsg(0, 99, 0, 0, 0), &[])), Some(Errno::ENOENT));
     assert_eq!(ack(&mut lab, &request(GETADDR, DUMP, &ifaddr(0, 9), &[])), Some(Errno::ENODEV));
     assert_eq!(ack(&mut lab, &request(GETADDR, DUMP, &[2, 0], &[])), Some(Errno::EINVAL), "no whole header");

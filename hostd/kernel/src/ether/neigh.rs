@@ -273,7 +273,7 @@ impl Kernel {
         true
     }
 
-    pub(super) fn neigh_create(&mut self, dev: u32, addr: Ipv4Addr) -> Option<u32> {
+    pub(crate) fn neigh_create(&mut self, dev: u32, addr: Ipv4Addr) -> Option<u32> {
         let len = self.neigh.len() as i64;
         let s = &self.sysctl;
         let (thresh1, thresh2, thresh3) = (s.neigh_gc_thresh1, s.neigh_gc_thresh2, s.neigh_gc_thresh3);
@@ -301,33 +301,42 @@ impl Kernel {
         }))
     }
 
-    /// A packet wants to go out through an entry that is not REACHABLE (Linux `__neigh_event_send`). Gives it back if it may.
+    /// A packet wants to go out through an entry that is not REACHABLE (Linux `__neigh_event_send`): given back if it may.
     fn neigh_event_send(&mut self, n: u32, skb: Box<SkBuff>) -> Option<Box<SkBuff>> {
+        let state = self.neigh.get(n)?.state;
+        let may_ask = state == Nud::Incomplete || self.sysctl.neigh_mcast_solicit != 0;
+        if !state.valid() && may_ask {
+            self.neigh_queue(n, skb);
+            self.neigh_use(n);
+            return None;
+        }
+        self.neigh_use(n);
+        if state.valid() {
+            return Some(skb);
+        }
+        self.kfree_skb(skb, DropReason::NeighFailed);
+        None
+    }
+
+    /// An entry is wanted: it asks for the address if that is not known, and soon if it is in doubt.
+    pub(crate) fn neigh_use(&mut self, n: u32) {
         let now = self.now;
-        let delay = Duration::from_secs(self.sysctl.neigh_delay_first_probe_time as u64);
-        let entry = self.neigh.get_mut(n)?;
+        let Some(entry) = self.neigh.get_mut(n) else { return };
         entry.used = now;
         match entry.state {
-            Nud::Reachable | Nud::Delay | Nud::Probe | Nud::NoArp | Nud::Permanent => return Some(skb),
             Nud::Stale => {
+                let delay = Duration::from_secs(self.sysctl.neigh_delay_first_probe_time as u64);
                 self.neigh_set_state(n, Nud::Delay);
                 self.timers.set(TimerKey::Neigh(n), now + delay);
-                return Some(skb);
             }
-            Nud::None | Nud::Failed if self.sysctl.neigh_mcast_solicit == 0 => {
-                // Nobody may be asked.
-                self.neigh_set_state(n, Nud::Failed);
-                self.kfree_skb(skb, DropReason::NeighFailed);
-            }
+            Nud::None | Nud::Failed if self.sysctl.neigh_mcast_solicit == 0 => self.neigh_set_state(n, Nud::Failed),
             Nud::None | Nud::Failed => {
                 entry.probes = self.sysctl.neigh_ucast_solicit as i32;
                 self.neigh_set_state(n, Nud::Incomplete);
-                self.neigh_queue(n, skb);
                 self.neigh_probe(n);
             }
-            Nud::Incomplete => self.neigh_queue(n, skb),
+            _ => {}
         }
-        None
     }
 
     /// Lets a packet wait for the answer; the oldest ones make room (`unres_qlen_bytes`).
@@ -528,12 +537,6 @@ impl Kernel {
             self.neigh_flush_queue(n);
         }
         Ok(())
-    }
-
-    /// The link-layer address of a neighbour, if it is known.
-    pub(crate) fn neigh_mac(&self, dev: u32, addr: Ipv4Addr) -> Option<MacAddr> {
-        let entry = self.neigh.get(self.neigh.lookup(dev, addr)?)?;
-        entry.state.valid().then_some(entry.mac)
     }
 
     /// Removes an entry (Linux `neigh_delete`).

@@ -202,7 +202,8 @@ impl Kernel {
             Some(name) => self.dev_get_by_name(name).ok_or(Errno::ENODEV)?,
             None => self.route_dev(addr, Ipv4Addr::UNSPECIFIED),
         };
-        let mac = self.neigh_mac(dev, addr).ok_or(Errno::ENXIO)?;
+        let known = self.neigh.lookup(dev, addr).and_then(|n| self.neigh.get(n)).filter(|n| n.state.valid());
+        let mac = known.ok_or(Errno::ENXIO)?.mac;
         let mut out = arg.to_vec();
         out[16..18].copy_from_slice(&ARPHRD_ETHER.to_ne_bytes());
         out[18..24].copy_from_slice(&mac.0);

@@ -32,7 +32,8 @@ impl Kernel {
         if head[0] != CTRL_CMD_GETFAMILY {
             return Err(Errno::EOPNOTSUPP.into());
         }
-        if req.is_dump() {
+        // Here, not elsewhere, both bits are wanted.
+        if req.hdr.flags & flag::DUMP == flag::DUMP {
             return Ok(Answer::Dump(Vec::from([controller(req, flag::MULTI)])));
         }
         if asks_for_controller(attrs)? { Ok(Answer::One(controller(req, 0))) } else { Err(Errno::ENOENT.into()) }

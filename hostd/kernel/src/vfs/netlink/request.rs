@@ -42,9 +42,9 @@ pub(super) struct Request<'a> {
 }
 
 impl<'a> Request<'a> {
-    /// True if it asks for all that there is.
+    /// True if it asks for all that there is: either bit says so (snmpd sets `NLM_F_ROOT` alone).
     pub(super) fn is_dump(&self) -> bool {
-        self.hdr.flags & flag::DUMP == flag::DUMP
+        self.hdr.flags & flag::DUMP != 0
     }
 
     /// A message that answers it.

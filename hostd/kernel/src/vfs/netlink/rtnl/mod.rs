@@ -48,9 +48,9 @@ mod rtm {
     pub(super) const MAX: u16 = 123;
 }
 
-/// Dumps of which there is nothing: traffic classes and filters, multicast, address labels, multicast databases, statistics, chains,
-/// next hops.
-const EMPTY_DUMPS: &[u16] = &[42, 46, 58, 62, 74, 86, 90, 94, 102, 106, 114, 118, 122];
+/// Dumps of which there is nothing: traffic classes and filters, multicast, address labels, multicast databases, statistics, chains.
+/// Next hops (106) are not among them: routing daemons see by the answer whether they may use them.
+const EMPTY_DUMPS: &[u16] = &[42, 46, 58, 62, 74, 86, 90, 94, 102, 114, 118, 122];
 /// `FR_ACT_TO_TBL`.
 const FR_ACT_TO_TBL: u8 = 1;
 const FRA_PRIORITY: u16 = 6;

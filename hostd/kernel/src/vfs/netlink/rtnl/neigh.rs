@@ -13,7 +13,8 @@ use core::net::Ipv4Addr;
 
 /// Octets of `struct ndmsg`.
 const NDMSG: usize = 12;
-/// `NTF_PROXY`.
+/// `NTF_USE`, `NTF_PROXY`.
+const NTF_USE: u8 = 1;
 const NTF_PROXY: u8 = 8;
 const RTN_UNICAST: u8 = 1;
 
@@ -23,9 +24,11 @@ mod nda {
     pub(super) const LLADDR: u16 = 2;
     pub(super) const CACHEINFO: u16 = 3;
     pub(super) const PROBES: u16 = 4;
+    pub(super) const VLAN: u16 = 5;
     pub(super) const IFINDEX: u16 = 8;
     pub(super) const MASTER: u16 = 9;
     pub(super) const PROTOCOL: u16 = 12;
+    pub(super) const FLAGS_EXT: u16 = 15;
 }
 
 impl Kernel {
@@ -75,7 +78,7 @@ impl Kernel {
         let (head, attrs) = req.split(NDMSG)?;
         let state = u16::from_ne_bytes([head[8], head[9]]);
         let state = Nud::from_bits(state).ok_or(Errno::EINVAL)?;
-        if head[10] != 0 {
+        if head[10] & !NTF_USE != 0 {
             return Err(Errno::EOPNOTSUPP.into());
         }
         let mac = match attrs.get(nda::LLADDR) {
@@ -83,7 +86,12 @@ impl Kernel {
             None => None,
         };
         for a in attrs {
-            if !matches!(a.kind, nda::DST | nda::LLADDR | nda::PROBES | nda::CACHEINFO | nda::PROTOCOL) {
+            // A VLAN is a bridge's matter.
+            let fits = match a.kind {
+                nda::FLAGS_EXT => a.u32()? == 0,
+                kind => matches!(kind, nda::DST | nda::LLADDR | nda::PROBES | nda::CACHEINFO | nda::PROTOCOL | nda::VLAN),
+            };
+            if !fits {
                 return Err(Errno::EOPNOTSUPP.into());
             }
         }
@@ -93,6 +101,12 @@ impl Kernel {
             None if flags & flag::CREATE == 0 => return Err(Errno::ENOENT.into()),
             Some(_) if flags & flag::EXCL != 0 => return Err(Errno::EEXIST.into()),
             _ => {}
+        }
+        if head[10] & NTF_USE != 0 {
+            // Nothing is said of it: it is to be asked (FRR does so for the next hops of its routes).
+            let n = known.or_else(|| self.neigh_create(dev, dst)).ok_or(Errno::ENOBUFS)?;
+            self.neigh_use(n);
+            return Ok(Answer::Done);
         }
         if state.valid() && mac.is_none() && known.and_then(|n| self.neigh.get(n)).is_none_or(|e| !e.state.valid()) {
             return Err(Errno::EINVAL.into());
