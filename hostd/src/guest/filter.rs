@@ -15,6 +15,7 @@ const RET_ALLOW: u32 = 0x7fff_0000;
 const RET_NOTIFY: u32 = 0x7fc0_0000;
 const RET_ERRNO: u32 = 0x0005_0000;
 const RET_ENOSYS: u32 = RET_ERRNO | libc::ENOSYS as u32;
+const RET_EINVAL: u32 = RET_ERRNO | libc::EINVAL as u32;
 const RET_EPERM: u32 = RET_ERRNO | libc::EPERM as u32;
 
 const ARCH_X86_64: u32 = 0xc000_003e;
@@ -154,6 +155,9 @@ const UFFD_USER_MODE_ONLY: u32 = 1;
 /// `ioctl` of `/dev/userfaultfd`; its argument are the flags.
 const USERFAULTFD_IOC_NEW: u32 = 0xaa00;
 
+/// `ioctl` that makes an interface of `/dev/net/tun`: it would be the machine's.
+const TUNSETIFF: u32 = 0x4004_54ca;
+
 /// i386: `socketcall`, `socket` to `shutdown`, io_uring.
 const I386_NETWORK: &[(u32, u32)] = &[(102, 103), (359, 374), (425, 428)];
 
@@ -202,6 +206,7 @@ pub fn program() -> Vec<Insn> {
     // Memory whose faults the program answers itself would keep hostd waiting for it; Linux allows it to the privileged only.
     when(&mut p, libc::SYS_userfaultfd, vec![load(arg(0)), jset(UFFD_USER_MODE_ONLY, 0, 1), ret(RET_ALLOW), ret(RET_EPERM)]);
     let mut ioctl = vec![load(arg(1)), jeq(USERFAULTFD_IOC_NEW, 0, 3), load(arg(2)), jset(UFFD_USER_MODE_ONLY, 1, 0), ret(RET_EPERM)];
+    ioctl.extend([load(arg(1)), jeq(TUNSETIFF, 0, 1), ret(RET_EPERM)]);
     ioctl.extend([load(arg(1)), and(0xffff), jge(0x8900, 0, 2), jge(0x8c00, 1, 0), ret(RET_NOTIFY)]);
     ioctl.extend(listed(IOCTL));
     when(&mut p, libc::SYS_ioctl, ioctl);
@@ -213,9 +218,12 @@ pub fn program() -> Vec<Insn> {
     }
     // Processes that share their descriptors, threads that do not. What `clone3` is asked for is out of a filter's sight.
     let files = jset(libc::CLONE_FILES as u32, 1, 0);
-    let clone = vec![load(arg(0)), files, ret(RET_ALLOW), jset(libc::CLONE_THREAD as u32, 0, 1), ret(RET_ALLOW), ret(RET_NOTIFY)];
-    when(&mut p, libc::SYS_clone, clone);
-    when(&mut p, libc::SYS_unshare, vec![load(arg(0)), files, ret(RET_ALLOW), ret(RET_NOTIFY)]);
+    // A network of its own would be the machine's, and its sockets still the node's: a kernel without such namespaces says so.
+    let network = [load(arg(0)), jset(libc::CLONE_NEWNET as u32, 0, 1), ret(RET_EINVAL)];
+    let clone = [files, ret(RET_ALLOW), jset(libc::CLONE_THREAD as u32, 0, 1), ret(RET_ALLOW), ret(RET_NOTIFY)];
+    when(&mut p, libc::SYS_clone, [&network[..], &clone].concat());
+    when(&mut p, libc::SYS_unshare, [&network[..], &[files, ret(RET_ALLOW), ret(RET_NOTIFY)]].concat());
+    when(&mut p, libc::SYS_setns, vec![load(arg(1)), jset(libc::CLONE_NEWNET as u32, 0, 1), ret(RET_EINVAL), ret(RET_ALLOW)]);
     p.extend([jeq(libc::SYS_clone3 as u32, 0, 1), ret(RET_ENOSYS)]);
     // The machine's name is not the node's.
     // Nor are sockets of other processes of the user.
@@ -362,6 +370,20 @@ mod tests {
         for nr in I386_TABLES {
             assert_eq!(decide(ARCH_I386, *nr, [0; 6]), RET_NOTIFY, "i386 {nr}");
         }
+    }
+
+    #[test]
+    fn networks_of_the_machine_are_not_made() {
+        let network = libc::CLONE_NEWNET as u64;
+        for nr in [libc::SYS_unshare, libc::SYS_clone] {
+            assert_eq!((native(nr, [network, 0]), native(nr, [network | libc::CLONE_FILES as u64, 0])), (RET_EINVAL, RET_EINVAL));
+            assert_eq!(native(nr, [libc::CLONE_NEWNS as u64, 0]), RET_ALLOW);
+        }
+        assert_eq!(
+            (native(libc::SYS_setns, [3, network]), native(libc::SYS_setns, [3, libc::CLONE_NEWNS as u64])),
+            (RET_EINVAL, RET_ALLOW)
+        );
+        assert_eq!(native(libc::SYS_ioctl, [3, TUNSETIFF.into()]), RET_EPERM);
     }
 
     #[test]
