@@ -5,11 +5,14 @@
 //! same set. `epoll_wait` asks both, taking turns in who comes first; it waits in the model, and hostd's own
 //! epoll watches the real instance meanwhile.
 //!
+//! Sets with a signalfd are waited for by the machine's kernel ([`super::bell`]).
+//!
 //! All instances look alike in `/proc`; so each has a *canary*, an entry that is never ready,
 //! whose data says which one it is.
 
 use super::Guests;
 use super::Map;
+use super::bell::Bell;
 use super::calls::{Finish, Outcome};
 use super::decode::msg::access_ok;
 use super::decode::{millis, timespec, u32_at, u64_at};
@@ -50,6 +53,10 @@ struct Set {
     real_first: bool,
     /// Threads that wait; those that do not any more are skipped.
     waiters: Vec<i32>,
+    /// There is, or was, a signalfd in it.
+    signals: bool,
+    /// There is, or was, a socket in it whose events the model tells once: what was taken must not be lost.
+    once: bool,
 }
 
 /// All sets.
@@ -60,6 +67,9 @@ pub struct Sets {
     by_canary: Map<u64, u32>,
     canary: Option<OwnedFd>,
     suspect: bool,
+    /// Events that were taken from the model for somebody who did not wait any more, by set. They hold until something is closed or asked
+    /// for anew.
+    left: Vec<(u32, EpollEvent)>,
 }
 
 /// What remains to be done after `epoll_wait`.
@@ -109,7 +119,18 @@ impl Sets {
             ep::add(&real, canary, ep::EventData::new_u64(data), ep::EventFlags::empty())?;
         }
         self.by_canary.insert(data, number);
-        let set = Set { real, canary: data, handle, has_real: false, watched: false, armed: false, real_first: false, waiters: Vec::new() };
+        let set = Set {
+            real,
+            canary: data,
+            handle,
+            has_real: false,
+            watched: false,
+            armed: false,
+            real_first: false,
+            waiters: Vec::new(),
+            signals: false,
+            once: false,
+        };
         self.list.insert(number, set);
         Ok(number)
     }
@@ -117,6 +138,32 @@ impl Sets {
     /// A further descriptor of a set's real instance.
     pub fn copy(&self, set: u32) -> Option<OwnedFd> {
         self.list.get(&set)?.real.try_clone().ok()
+    }
+
+    /// A thread has made another call: if it has not got what was put into a set for it, the next one gets that.
+    pub fn end_bell(&mut self, bell: Bell) {
+        if self.list.get(&bell.set).is_some_and(|set| set.once && bell.is_left(&set.real)) {
+            self.left.push((bell.set, bell.event));
+        }
+    }
+
+    /// Keeps what the model returned to somebody who does not wait any more.
+    pub fn leave(&mut self, set: u32, ret: Option<Ret>) {
+        if let Some(Ret::Epoll(events)) = ret
+            && self.list.get(&set).is_some_and(|set| set.once)
+        {
+            self.left.extend(events.into_iter().map(|event| (set, event)));
+        }
+    }
+
+    /// Sockets may be gone, or wanted for something else, that events are left of.
+    pub fn forget_left(&mut self) {
+        self.left.clear();
+    }
+
+    fn take_left(&mut self, set: u32) -> Option<EpollEvent> {
+        let at = self.left.iter().position(|(of, _)| *of == set)?;
+        Some(self.left.remove(at).1)
     }
 
     /// The model's file of a set.
@@ -138,6 +185,15 @@ impl Set {
             EpollEvent { events: PollEvents::from_bits_retain(flags.bits()), data: data.u64() }
         };
         events.iter().take(max).map(convert).collect()
+    }
+
+    /// From now on hostd does not look at the real instance: an entry that is not ready for whoever looks is forgotten.
+    fn leave_to_the_machine(&mut self, epoll: &OwnedFd) {
+        self.signals = true;
+        if core::mem::take(&mut self.watched) {
+            let _ = ep::delete(epoll, &self.real);
+        }
+        self.armed = false;
     }
 
     /// Lets hostd's epoll say, once, when something is ready natively.
@@ -195,21 +251,26 @@ impl Guests {
             _ => None,
         };
         let Some(set) = self.sets.list.get_mut(&number) else { return Ok(Outcome::Continue) };
+        let outer = set.handle;
         match kind {
             Kind::None => Ok(Outcome::Continue),
             Kind::Modelled(handle) => {
                 let op = read_op(c, op, a[3])?;
-                Ok(Outcome::Call(Call::EpollCtlKey(set.handle, handle, fd, op), Finish::Value))
+                set.once |= matches!(&op, EpollOp::Add(e) | EpollOp::Mod(e) if e.events.intersects(PollEvents::ET | PollEvents::ONESHOT));
+                self.sets.left.retain(|(of, _)| *of != number);
+                Ok(Outcome::Call(Call::EpollCtlKey(outer, handle, fd, op), Finish::Value))
             }
             Kind::Real | Kind::Foreign | Kind::Epoll(_) | Kind::File(_) => {
                 if op != libc::EPOLL_CTL_DEL && !set.has_real {
                     set.has_real = true;
                     // Whoever waits already waits for this one too.
-                    if !set.waiters.is_empty() {
+                    if !set.waiters.is_empty() && !set.signals {
                         set.watch(&self.epoll, number);
                     }
                 }
-                let outer = set.handle;
+                if !set.signals && op == libc::EPOLL_CTL_ADD && look(c.tid, fd) == Link::Signals {
+                    set.leave_to_the_machine(&self.epoll);
+                }
                 // The inner set has two halves, and so has the outer: each half watches its kind.
                 if let Some(inner) = inner {
                     let op = read_op(c, op, a[3])?;
@@ -228,6 +289,9 @@ impl Guests {
         let (at, max) = (finish.at, finish.max);
         let Some(set) = self.sets.list.get_mut(&number) else { return Ok(Outcome::Continue) };
         let handle = set.handle;
+        if set.signals {
+            return self.wait_natively(shared, c, listener, n, (&finish, timeout));
+        }
         // An armed watch that has not fired says that nothing is ready natively.
         if !set.has_real || set.armed && !self.crowded {
             if timeout != Some(Duration::ZERO) && !set.waiters.contains(&c.tid) {
@@ -249,6 +313,61 @@ impl Guests {
         }
         self.start(shared, c, listener, n, Call::EpollWait(handle, max, timeout), Finish::Epoll(finish));
         Ok(Outcome::Taken)
+    }
+
+    /// True if the machine's kernel makes the waits for a descriptor that is a set.
+    pub(super) fn waits_natively(&mut self, c: Caller, fd: i32) -> bool {
+        let Kind::Epoll(number) = self.kind(c, fd) else { return false };
+        self.sets.list.get(&number).is_some_and(|set| set.signals)
+    }
+
+    /// Waits for a set with a signalfd. What the model has is answered at once, every other time: the machine's kernel finds the rest.
+    fn wait_natively(
+        &mut self,
+        shared: &Shared,
+        c: Caller,
+        listener: &Rc<Listener>,
+        n: &Notif,
+        (wait, timeout): (&EpollFinish, Option<Duration>),
+    ) -> Result<Outcome, Errno> {
+        let number = wait.set;
+        let left = self.sets.take_left(number);
+        let Some(set) = self.sets.list.get_mut(&number) else { return Ok(Outcome::Continue) };
+        let (handle, turn) = (set.handle, core::mem::take(&mut set.real_first));
+        if let Some(event) = left {
+            self.ring(c, number, event);
+            return Ok(Outcome::Continue);
+        }
+        if !turn
+            && let Some(Ret::Epoll(events)) = shared.guest_syscall(c.task, Call::EpollWait(handle, wait.max, Some(Duration::ZERO)))
+            && !events.is_empty()
+        {
+            set.real_first = true;
+            return write_events(c, wait.at, &events).map(|n| Outcome::Done(n as i64));
+        }
+        match shared.guest_syscall(c.task, Call::EpollWait(handle, 1, timeout.filter(Duration::is_zero))) {
+            Some(ret) => self.on_bell(c, number, ret),
+            None => self.expect_bell(c, listener, n, number),
+        }
+        Ok(Outcome::Continue)
+    }
+
+    /// The model has an event for a thread that the machine's kernel lets wait.
+    pub(super) fn on_bell(&mut self, c: Caller, number: u32, ret: Ret) {
+        if let Ret::Epoll(events) = ret
+            && let Some(&event) = events.first()
+        {
+            self.ring(c, number, event);
+        }
+    }
+
+    fn ring(&mut self, c: Caller, number: u32, event: EpollEvent) {
+        let Some(set) = self.sets.list.get(&number) else { return };
+        match (Bell::ring(&set.real, number, event), self.tasks.get_mut(&c.tid)) {
+            (Ok(bell), Some(task)) => task.bell = Some(bell),
+            // It gets it with its next call.
+            _ => self.sets.left.push((number, event)),
+        }
     }
 
     /// Gives the program what is ready in a set, without waiting: how many events.
@@ -290,7 +409,7 @@ impl Guests {
     /// Something is ready natively: for one of those who wait.
     pub(super) fn on_set_ready(&mut self, shared: &Shared, number: u32) {
         loop {
-            let Some(set) = self.sets.list.get_mut(&number) else { return };
+            let Some(set) = self.sets.list.get_mut(&number).filter(|set| !set.signals) else { return };
             set.armed = false;
             let Some(&tid) = set.waiters.first() else { return };
             let waits = |p: &&super::Pending| matches!(&p.finish, Finish::Epoll(f) if f.set == number) && p.listener.is_valid(p.notif.id);

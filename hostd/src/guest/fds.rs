@@ -111,6 +111,8 @@ pub enum Link {
     Socket(u64),
     /// An epoll instance.
     Epoll,
+    /// A signalfd.
+    Signals,
     /// A file that hostd made ([`FILE`]), by its number.
     File(u32),
     /// Something else.
@@ -177,6 +179,9 @@ fn parse(text: &[u8]) -> Link {
     }
     if text == b"anon_inode:[eventpoll]" {
         return Link::Epoll;
+    }
+    if text == b"anon_inode:[signalfd]" {
+        return Link::Signals;
     }
     let inode = text.strip_prefix(b"socket:[").and_then(|t| t.strip_suffix(b"]"));
     match inode.and_then(|t| core::str::from_utf8(t).ok()).and_then(|t| t.parse().ok()) {

@@ -202,6 +202,8 @@ impl Guests {
         let super::Pending { notif, listener, finish } = pending;
         self.memory.set_bounce(c.task, None);
         match (ret, &finish) {
+            // The machine's kernel has it.
+            (ret, Finish::Bell(set)) => self.sets.leave(*set, ret),
             (_, Finish::Poll(p)) if matches!(p.mask, Mask::Wanted { .. }) => self.keep_unmade(shared, c, &notif),
             (ret, Finish::Poll(p)) if matches!(p.mask, Mask::Held(_)) || matches!(ret, None | Some(Ret::Err(Errno::EINTR))) => {
                 // Whom hostd itself has stopped may come back for that alone.

@@ -83,6 +83,9 @@ enum Settled {
 impl Guests {
     /// A call that names a mask.
     pub(super) fn sys_masked(&mut self, shared: &Shared, c: Caller, listener: &Rc<Listener>, n: &Notif) -> Result<Outcome, Errno> {
+        if matches!(i64::from(n.nr), libc::SYS_epoll_pwait | libc::SYS_epoll_pwait2) && self.waits_natively(c, n.args[0] as i32) {
+            return self.sys_unmasked(shared, c, listener, n);
+        }
         let held = self.tasks.get_mut(&c.tid).and_then(|t| t.held.take());
         // A handler may have been left by a jump; or one has begun since the call came again.
         let held = held.filter(|h| Signals::of(c.tid).is_some_and(|s| s.blocked == h.mask) || !listener.is_valid(n.id));

@@ -24,6 +24,7 @@
 //! follows a pointer or opens a path of a program's making.
 #![expect(unsafe_code, reason = "seccomp's ioctls and process_vm_readv have no safe wrapper")]
 
+mod bell;
 mod bpf;
 mod calls;
 mod change;
@@ -267,6 +268,9 @@ impl Guests {
         if self.tasks.get(&caller.tid).is_some_and(|t| t.pending.is_some()) {
             self.cancel(shared, caller.tid);
         }
+        if let Some(bell) = self.tasks.get_mut(&caller.tid).and_then(|t| t.bell.take()) {
+            self.sets.end_bell(bell);
+        }
         if !self.closing.is_empty() {
             self.settle_closes(shared, caller.tid);
         }
@@ -293,6 +297,13 @@ impl Guests {
         self.memory.wait(caller.task, listener.clone(), notif.id);
         if let Some(task) = self.tasks.get_mut(&caller.tid) {
             task.pending = Some(Pending { notif: *notif, listener: listener.clone(), finish });
+        }
+    }
+
+    /// Notes that the model waits for a thread whose call the machine's kernel makes.
+    fn expect_bell(&mut self, caller: Caller, listener: &Rc<Listener>, notif: &Notif, set: u32) {
+        if let Some(task) = self.tasks.get_mut(&caller.tid) {
+            task.pending = Some(Pending { notif: *notif, listener: listener.clone(), finish: Finish::Bell(set) });
         }
     }
 

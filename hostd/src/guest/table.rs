@@ -1,5 +1,6 @@
 //! Processes and threads of guests, and how the kernel model reaches their memory.
 
+use super::bell::Bell;
 use super::fds::FdCache;
 use super::interrupt::Interrupted;
 use super::mask::Held;
@@ -39,6 +40,8 @@ pub struct Task {
     pub(super) held: Option<Held>,
     /// When the time of the call is up that it makes again.
     pub(super) until: Option<Instant>,
+    /// What was put into a set for it.
+    pub(super) bell: Option<Bell>,
 }
 
 impl Task {

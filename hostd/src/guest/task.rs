@@ -45,7 +45,7 @@ impl Guests {
         debug!(tid, tgid, task = id.0, "a thread's first call");
         self.memory.add(id, Mem::of(tid));
         self.by_task.insert(id.0, tid);
-        self.tasks.insert(tid, Task { id, tgid, pending: None, interrupted: Vec::new(), held: None, until: None });
+        self.tasks.insert(tid, Task { id, tgid, pending: None, interrupted: Vec::new(), held: None, until: None, bell: None });
         if let Some(proc) = self.procs.get_mut(&tgid) {
             proc.threads.push(tid);
         }
@@ -135,7 +135,7 @@ impl Guests {
         }
         let kind = match look(caller.tid, fd) {
             Link::None => Kind::None,
-            Link::Other => Kind::Real,
+            Link::Other | Link::Signals => Kind::Real,
             Link::Socket(inode) => match self.placeholders.find(inode) {
                 Some(handle) => Kind::Modelled(handle),
                 None if is_local(caller.tid, fd) => Kind::Real,
@@ -183,6 +183,7 @@ impl Guests {
     /// Closes a file of the model.
     pub(super) fn close_handle(&mut self, shared: &Shared, handle: i32) {
         self.placeholders.remove(handle);
+        self.sets.forget_left();
         let Some(root) = self.root else { return };
         if !shared.kernel().lingers(root, handle) {
             shared.guest_syscall(root, Call::Close(handle));

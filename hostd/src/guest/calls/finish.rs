@@ -23,6 +23,7 @@ impl Guests {
     pub(in crate::guest) fn finish(&mut self, shared: &Shared, c: Caller, listener: &Rc<Listener>, n: &Notif, finish: Finish, ret: Ret) {
         let result = match finish {
             Finish::Epoll(f) => return self.finish_epoll(shared, c, listener, n, f, ret),
+            Finish::Bell(set) => return self.on_bell(c, set, ret),
             Finish::Poll(f) => return self.finish_poll(shared, c, listener, n, f, ret),
             Finish::Transfer(t) => return self.next_piece(shared, c, listener, n, t, ret),
             Finish::Splice(s) => return self.finish_splice(shared, c, listener, n, s, &ret),

@@ -109,6 +109,8 @@ pub enum Finish {
     Closed,
     /// `epoll_wait`.
     Epoll(EpollFinish),
+    /// `epoll_wait` that the machine's kernel makes: the model's part of the set, by its number.
+    Bell(u32),
     /// `poll`, `select`.
     Poll(Box<PollFinish>),
     /// `sendfile`.
