@@ -15,6 +15,8 @@
 #                 shells, load (of the benchmarks, too), programs in Go, programs without shared libraries
 #   openssh-server openssh-client
 #                 shells, files and forwarded ports by signals, terminals and many descriptors
+#   bird2 keepalived chrony rsync
+#                 daemons: routes, addresses by VRRP, time, files
 #   net-tools     arp, ifconfig, netstat, route: beside ip, ss and nstat, what is compared with real namespaces
 #   gcc libc6-dev musl-tools procps
 #                 the program of the parity tests and other static ones; sysctl for the real namespaces that it runs in
@@ -31,10 +33,12 @@ declare -A package=([ip]=iproute2 [ping]=iputils-ping [curl]=curl [iperf3]=iperf
     [tcpdump]=tcpdump [wrk]=wrk [cc]=gcc [sysctl]=procps [ethtool]=ethtool [traceroute]=traceroute [mtr]=mtr-tiny
     [arping]=iputils-arping [dig]=bind9-dnsutils [dnsmasq]=dnsmasq-base [dropbear]=dropbear-bin [caddy]=caddy [hey]=hey
     [busybox]=busybox-static [nc.traditional]=netcat-traditional [nc.openbsd]=netcat-openbsd [musl-gcc]=musl-tools
-    [lsof]=lsof [fuser]=psmisc [sshd]=openssh-server [ssh]=openssh-client [netstat]=net-tools)
+    [lsof]=lsof [fuser]=psmisc [sshd]=openssh-server [ssh]=openssh-client [netstat]=net-tools
+    [bird]=bird2 [keepalived]=keepalived [chronyd]=chrony [rsync]=rsync)
 wanted=(ip ping curl)
 [ "${1:-}" = demo ] || wanted+=(iperf3 python3 wget nginx redis-server redis-cli nc socat tcpdump wrk cc sysctl ethtool
-    traceroute mtr arping dig dnsmasq dropbear caddy hey busybox nc.traditional nc.openbsd musl-gcc lsof fuser sshd ssh netstat)
+    traceroute mtr arping dig dnsmasq dropbear caddy hey busybox nc.traditional nc.openbsd musl-gcc lsof fuser sshd ssh netstat
+    bird keepalived chronyd rsync)
 
 missing=()
 for program in "${wanted[@]}"; do

@@ -5,6 +5,7 @@
 
 mod carrier;
 mod crash;
+mod daemons;
 mod ethtool;
 mod guest;
 mod guest_calls;
@@ -15,6 +16,7 @@ mod guest_kill;
 mod guest_own_files;
 mod guest_profile;
 mod guest_servers;
+mod guest_signalfd;
 mod guest_signals;
 mod guest_splice;
 mod guest_tools;
