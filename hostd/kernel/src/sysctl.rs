@@ -164,6 +164,8 @@ sysctls! {
     "net.ipv4.tcp_congestion_control", tcp_congestion_control: &'static str = "cubic", CONGESTION_CONTROLS;
     "net.ipv4.tcp_rmem", tcp_rmem: [i64; 3] = [4096, 131_072, 6_291_456], COUNT;
     "net.ipv4.tcp_wmem", tcp_wmem: [i64; 3] = [4096, 16_384, 4_194_304], COUNT;
+    // Without effect since Linux 6.6, and there for those who read it (nuttcp).
+    "net.ipv4.tcp_adv_win_scale", tcp_adv_win_scale: i64 = 1, (-31, 31);
     "net.ipv4.tcp_window_scaling", tcp_window_scaling: i64 = 1, BOOL;
     "net.ipv4.tcp_timestamps", tcp_timestamps: i64 = 1, (0, 2);
     "net.ipv4.tcp_sack", tcp_sack: i64 = 1, BOOL;
@@ -254,6 +256,7 @@ mod tests {
             ("net.ipv4.ip_default_ttl", "0"),
             ("net.ipv4.ip_default_ttl", "256"),
             ("net.ipv4.ip_default_ttl", "many"),
+            ("net.ipv4.tcp_adv_win_scale", "-32"),
             ("net.ipv4.tcp_rmem", "1 2"),
             ("net.ipv4.ip_local_port_range", "60000 50000"),
             ("net.ipv4.tcp_congestion_control", "vegas"),
