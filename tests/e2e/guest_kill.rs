@@ -185,3 +185,45 @@ fn what_a_program_leaves_running_ends_with_the_host() {
         }
     });
 }
+
+/// A program with many descriptors that says so and stays.
+const LARGE: &str = "import resource, select, socket, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, (20000, 20000))
+all = [socket.socket(2, 2) for _ in range(10000)] + [select.epoll()]
+print('ready', flush=True)
+sys.stdin.read()";
+
+/// Programs that end: every second one has a set, and leaves it to a child that ends later.
+const SMALL: &str = "import os, select, socket
+for n in range(300):
+    pid = os.fork()
+    if pid == 0:
+        e = select.epoll() if n % 2 else None
+        s = socket.socket(2, 2)
+        if e and os.fork() == 0:
+            e.register(s, 4)
+            os._exit(0 if e.poll(20) else 1)
+        os._exit(0)
+    assert os.waitpid(pid, 0)[1] == 0";
+
+#[test]
+fn programs_that_end_do_not_pay_for_the_descriptors_of_others() {
+    in_site(|site| {
+        let lab = site.deploy(TWO_HOSTS);
+        let mut large = lab.program("a", &["python3", "-c", LARGE]);
+        let mut large = large.stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped()).spawn().expect("starts");
+        let mut said = String::new();
+        let mut reader = std::io::BufReader::new(large.stdout.take().expect("piped"));
+        std::io::BufRead::read_line(&mut reader, &mut said).expect("it says so");
+        assert_eq!(said, "ready\n");
+        let held = || std::fs::read_dir(format!("/proc/{}/fd", lab.pid("a", "hostd"))).expect("it runs").count();
+        let before = held();
+        let began = Instant::now();
+        lab.ok(lab.program("a", &["python3", "-c", SMALL]));
+        // Looking at all descriptors at each end takes more than a minute.
+        assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
+        eventually("their sets are gone", 20, || held() < before + 20);
+        drop(large.stdin.take());
+        assert!(large.wait().expect("it ends").success());
+    });
+}

@@ -10,14 +10,15 @@
 //! All instances look alike in `/proc`; so each has a *canary*, an entry that is never ready,
 //! whose data says which one it is.
 
+mod sweep;
+
 use super::Guests;
 use super::Map;
 use super::bell::Bell;
 use super::calls::{Finish, Outcome};
 use super::decode::msg::access_ok;
 use super::decode::{millis, timespec, u32_at, u64_at};
-use super::fds::{Kind, Link, look, open_descriptors, waiting_descriptors};
-use super::launch::descendants;
+use super::fds::{Kind, Link, look};
 use super::notify::{Listener, Notif};
 use super::reply::Reply;
 use super::table::Caller;
@@ -57,6 +58,10 @@ struct Set {
     signals: bool,
     /// There is, or was, a socket in it whose events the model tells once: what was taken must not be lost.
     once: bool,
+    /// The process that made it.
+    maker: i32,
+    /// A process and its descriptor that was last seen to be it.
+    place: (i32, i32),
 }
 
 /// All sets.
@@ -70,6 +75,8 @@ pub struct Sets {
     /// Events that were taken from the model for somebody who did not wait any more, by set. They hold until something is closed or asked
     /// for anew.
     left: Vec<(u32, EpollEvent)>,
+    /// Sets up to this number may have been passed over `AF_UNIX`: whoever had them then, anybody may have them now.
+    passed: u32,
 }
 
 /// What remains to be done after `epoll_wait`.
@@ -88,26 +95,12 @@ impl Sets {
         data.filter_map(|d| u64::from_str_radix(d, 16).ok()).find_map(|d| self.by_canary.get(&d).copied())
     }
 
-    /// Strikes sets out of a list that a process has.
-    fn strike_out(&self, pid: i32, list: &mut Vec<u32>) {
-        for fd in open_descriptors(pid) {
-            if list.is_empty() {
-                return;
-            }
-            if look(pid, fd) == Link::Epoll
-                && let Some(set) = self.identify(pid, fd)
-            {
-                list.retain(|&n| n != set);
-            }
-        }
-    }
-
     /// A descriptor of some set is being closed.
     pub fn suspect(&mut self) {
         self.suspect = !self.list.is_empty();
     }
 
-    fn make(&mut self, handle: i32) -> rustix::io::Result<u32> {
+    fn make(&mut self, handle: i32, maker: i32) -> rustix::io::Result<u32> {
         let real = ep::create(ep::CreateFlags::CLOEXEC)?;
         if self.canary.is_none() {
             self.canary = Some(eventfd(0, EventfdFlags::CLOEXEC)?);
@@ -130,6 +123,8 @@ impl Sets {
             waiters: Vec::new(),
             signals: false,
             once: false,
+            maker,
+            place: (maker, -1),
         };
         self.list.insert(number, set);
         Ok(number)
@@ -223,13 +218,14 @@ impl Guests {
             Some(Ret::Err(errno)) => return Err(errno),
             _ => return Err(Errno::ENOMEM),
         };
-        let Ok(number) = self.sets.make(handle) else {
+        let Ok(number) = self.sets.make(handle, c.tgid) else {
             self.close_handle(shared, handle);
             return Err(Errno::ENFILE);
         };
-        let Some(set) = self.sets.list.get(&number) else { return Err(Errno::ENFILE) };
+        let Some(set) = self.sets.list.get_mut(&number) else { return Err(Errno::ENFILE) };
         match listener.inject(n.id, set.real.as_fd(), flags != 0) {
             Ok(fd) => {
+                set.place.1 = fd;
                 if let Some(proc) = self.procs.get_mut(&c.tgid) {
                     proc.cache.installed(fd, Kind::Epoll(number));
                 }
@@ -433,52 +429,6 @@ impl Guests {
                 self.finish_epoll(shared, caller, &listener, &notif, finish, Ret::Epoll(events));
             }
         }
-    }
-
-    /// Frees sets to which nothing refers any more. Only if one was being closed.
-    ///
-    /// A set may be where no call has been heard of yet: in a process that has just been forked, or in a message that
-    /// nobody has received. In doubt it stays: the next closing, or end of a process, asks again.
-    pub(super) fn sweep_sets(&mut self, shared: &Shared) {
-        if self.sets.list.is_empty() {
-            return;
-        }
-        self.sets.suspect = false;
-        let mut unused: Vec<u32> = self.sets.list.keys().copied().collect();
-        for &tgid in self.procs.keys() {
-            self.sets.strike_out(tgid, &mut unused);
-        }
-        if unused.is_empty() {
-            return;
-        }
-        let programs = descendants();
-        for &pid in programs.iter().chain(self.procs.keys()) {
-            if self.receives_descriptors(pid) {
-                return;
-            }
-            self.sets.strike_out(pid, &mut unused);
-        }
-        // Whoever loses a parent meanwhile moves, and may not have been met.
-        if descendants() != programs {
-            return;
-        }
-        unused.sort_unstable();
-        for number in unused {
-            self.drop_set(shared, number);
-        }
-    }
-
-    /// True if descriptors wait in a socket of a process. Linux says so from 5.10 on.
-    fn receives_descriptors(&self, pid: i32) -> bool {
-        open_descriptors(pid).into_iter().any(|fd| {
-            let Link::Socket(inode) = look(pid, fd) else { return false };
-            self.placeholders.find(inode).is_none() && waiting_descriptors(pid, fd) > 0
-        })
-    }
-
-    /// True if a sweep may find something.
-    pub(super) fn sets_suspect(&self) -> bool {
-        self.sets.suspect
     }
 
     fn drop_set(&mut self, shared: &Shared, number: u32) {

@@ -58,6 +58,8 @@ pub struct Proc {
     pub(super) threads: Vec<i32>,
     /// There was no number for a descriptor when one was last wanted.
     pub(super) full: bool,
+    /// The newest epoll set when its first call came: it has inherited none that is younger.
+    pub(super) newest_set: u32,
     /// Threads that have called `exec`: the next call comes from the new program, if one succeeded.
     pub(super) execs: Vec<i32>,
 }

@@ -58,7 +58,8 @@ impl Guests {
         }
         let pidfd = pidfd_open(Pid::from_raw(tgid)?, PidfdFlags::empty()).ok()?;
         ep::add(&*self.epoll, &pidfd, token::data(Token::Process(tgid)), ep::EventFlags::IN).ok()?;
-        self.procs.insert(tgid, Proc { cache: Default::default(), pidfd, threads: Vec::new(), full: false, execs: Vec::new() });
+        let newest_set = self.sets.newest();
+        self.procs.insert(tgid, Proc { cache: Default::default(), pidfd, threads: Vec::new(), full: false, newest_set, execs: Vec::new() });
         Some(())
     }
 

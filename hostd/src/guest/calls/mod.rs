@@ -175,6 +175,10 @@ impl Guests {
             _ => match self.kind(c, fd) {
                 // The machine's kernel knows best what is wrong with it.
                 Kind::Real if i64::from(n.nr) == libc::SYS_ioctl => self.sys_ioctl_real(shared, c, a),
+                Kind::Real if matches!(i64::from(n.nr), libc::SYS_sendmsg | libc::SYS_sendmmsg) => {
+                    self.note_passing(c, n);
+                    Ok(Outcome::Continue)
+                }
                 Kind::File(file) if i64::from(n.nr) == libc::SYS_write => self.write_file(shared, c, file, (a[1], a[2])),
                 // The C library musl writes so: the value in one of two pieces.
                 Kind::File(file) if i64::from(n.nr) == libc::SYS_writev => self.writev_file(shared, c, file, a),
