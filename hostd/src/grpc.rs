@@ -10,10 +10,11 @@ use crate::guest::launch::{self, Children, Refusal, Running as Guest, Start};
 use crate::guest::place::Places;
 use crate::programs::process::{Exit, Output, ProgramId, Streams};
 use crate::trace::{Listener, to_proto};
+use ringlab_proto::exec::{Control, feed};
 use ringlab_proto::host::host_server::Host;
 use ringlab_proto::host::{
     ConfigureReply, ExecInput, ExecOutput, ExitStatus, HostConfig, HostStats, ProgramsReply, ProgramsRequest, ShutdownReply,
-    ShutdownRequest, StatsRequest, TraceBatch, TraceRequest, WindowSize, exec_input, exec_output,
+    ShutdownRequest, StatsRequest, TraceBatch, TraceRequest, exec_input, exec_output,
 };
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -27,7 +28,7 @@ use tracing::{info, warn};
 /// Pieces of output that wait for a slow reader before the program does.
 const OUTPUT_DEPTH: usize = 64;
 /// Pieces of standard input that wait for the program.
-const STDIN_DEPTH: usize = 256;
+const STDIN_DEPTH: usize = 4;
 /// Batches of trace events that wait for a slow reader before events are lost.
 const TRACE_DEPTH: usize = 16;
 /// `SIGHUP`: whoever started the program has gone.
@@ -257,8 +258,7 @@ impl Host for HostService {
     async fn trace(&self, request: Request<TraceRequest>) -> Result<Response<Self::TraceStream>, Status> {
         let request = request.into_inner();
         let (sender, receiver) = mpsc::channel(TRACE_DEPTH);
-        let listener = Listener::new(&request.points, request.limit, sender)
-            .map_err(|name| Status::invalid_argument(format!("there is no trace point {name:?}")))?;
+        let listener = Listener::new(&request.points, request.limit, sender).map_err(Status::invalid_argument)?;
         self.handle().await?.send(Command::Trace(listener));
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver).map(|batch| Ok(to_proto(batch))))))
     }
@@ -291,57 +291,6 @@ fn streams() -> Ends {
     let (output, output_out) = mpsc::channel(OUTPUT_DEPTH);
     let (exit, exited) = oneshot::channel();
     (Streams { stdin, output, exit }, output_out, stdin_in, exited)
-}
-
-/// What comes for a program beside its input.
-enum Control {
-    Signal(i32),
-    Resize(WindowSize),
-    /// Its user has gone.
-    HangUp,
-}
-
-/// Carries standard input to a program and everything else to `control`, until its user has gone.
-async fn feed(
-    mut input: Streaming<ExecInput>,
-    stdin: mpsc::Sender<Vec<u8>>,
-    output: mpsc::Sender<Result<ExecOutput, Status>>,
-    control: impl Fn(Control),
-) {
-    let mut stdin = Some(stdin);
-    loop {
-        let message = tokio::select! {
-            message = input.message() => message,
-            () = output.closed() => break,
-        };
-        match message.map(|m| m.map(|m| m.kind)) {
-            Ok(Some(Some(exec_input::Kind::Stdin(bytes)))) => {
-                let closed = match &stdin {
-                    // A program that does not read keeps its input waiting, but not the news that its user has gone.
-                    Some(to) => tokio::select! {
-                        sent = to.send(bytes) => sent.is_err(),
-                        () = output.closed() => break,
-                    },
-                    None => false,
-                };
-                if closed {
-                    stdin = None; // by the program
-                }
-            }
-            Ok(Some(Some(exec_input::Kind::StdinEof(_)))) => stdin = None,
-            Ok(Some(Some(exec_input::Kind::Signal(signal)))) if (1..=64).contains(&signal) => control(Control::Signal(signal)),
-            Ok(Some(Some(exec_input::Kind::Resize(size)))) => control(Control::Resize(size)),
-            // No more input; output goes on, until its reader goes.
-            Ok(None) => {
-                drop(stdin.take());
-                output.closed().await;
-                break;
-            }
-            Ok(Some(_)) => warn!("a message that says nothing was ignored"),
-            Err(_) => break,
-        }
-    }
-    control(Control::HangUp);
 }
 
 /// Signals a built-in program. Without effect if it has ended: its number is not used again.

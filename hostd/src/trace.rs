@@ -38,13 +38,15 @@ impl Listener {
     /// Listens to the named points (all if there are none) until `limit` events (0: for ever).
     ///
     /// # Errors
-    /// The name of a point that does not exist.
+    /// A name that is no point's and no step's, and those that there are.
     pub fn new(names: &[String], limit: u64, sender: mpsc::Sender<Batch>) -> Result<Self, String> {
         let mut points = BTreeSet::new();
         for name in names {
             let found: Vec<Point> = Point::ALL.iter().copied().filter(|p| p.name() == name || p.step() == name).collect();
             if found.is_empty() {
-                return Err(name.clone());
+                let names: BTreeSet<&str> = Point::ALL.iter().map(|p| p.name()).collect();
+                let names: Vec<&str> = names.into_iter().collect();
+                return Err(format!("there is no trace point or step {name:?}; points are {}", names.join(", ")));
             }
             points.extend(found);
         }
@@ -159,7 +161,11 @@ mod tests {
     #[test]
     fn unknown_point_is_named() {
         let (tx, _rx) = mpsc::channel(1);
-        assert_eq!(Listener::new(&["no_such_point".into()], 0, tx).err().as_deref(), Some("no_such_point"));
+        let refused = Listener::new(&["no_such_point".into()], 0, tx).err().expect("refused");
+        assert!(
+            refused.starts_with("there is no trace point or step \"no_such_point\"; points are ") && refused.contains(", ip_rcv, "),
+            "{refused}"
+        );
     }
 
     #[test]

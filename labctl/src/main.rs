@@ -17,6 +17,7 @@ mod output;
 mod paths;
 #[cfg(test)]
 mod scratch;
+mod streams;
 mod topology_file;
 mod units;
 

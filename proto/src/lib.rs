@@ -1,7 +1,8 @@
 //! Everything that Ringlab's processes agree on: the gRPC services and how
-//! they are served, the topology file, and (re-exported) the counter names.
+//! they are served, how programs' input travels, the topology file, and (re-exported) the counter names.
 
 pub mod account;
+pub mod exec;
 pub mod server;
 pub mod topology;
 

@@ -118,6 +118,7 @@ pub async fn collect(mut output: Streaming<ExecOutput>) -> (ExitStatus, String, 
         match message.kind.expect("something is said") {
             exec_output::Kind::Stdout(bytes) => stdout += &String::from_utf8_lossy(&bytes),
             exec_output::Kind::Stderr(bytes) => stderr += &String::from_utf8_lossy(&bytes),
+            exec_output::Kind::StdinTaken(_) => {}
             exec_output::Kind::Exit(status) => return (status, stdout, stderr),
         }
     }

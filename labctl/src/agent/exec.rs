@@ -15,6 +15,7 @@ use crate::agent::process::{Process, end_all};
 use crate::agent::start::{Maker, hosts_path};
 use ringlab_proto::account::{AccountError, UserSpec};
 use ringlab_proto::agent::{ExecInput, exec_input};
+use ringlab_proto::exec::{self, Control};
 use ringlab_proto::host::host_client::HostClient;
 use ringlab_proto::host::{self, ExecOutput, ExecStart, ExitStatus, exec_output};
 use rustix::process::Signal;
@@ -50,14 +51,7 @@ pub async fn on_host(maker: &Maker, node: &NodePlan, start: ExecStart, mut input
     let _ = sender.try_send(first);
     let pass = async move {
         while let Some(Ok(input)) = inputs.next().await {
-            let kind = match input.kind {
-                Some(exec_input::Kind::Stdin(octets)) => host::exec_input::Kind::Stdin(octets),
-                Some(exec_input::Kind::StdinEof(eof)) => host::exec_input::Kind::StdinEof(eof),
-                Some(exec_input::Kind::Signal(signal)) => host::exec_input::Kind::Signal(signal),
-                Some(exec_input::Kind::Resize(size)) => host::exec_input::Kind::Resize(size),
-                Some(exec_input::Kind::Start(_)) | None => continue,
-            };
-            if sender.send(host::ExecInput { kind: Some(kind) }).await.is_err() {
+            if sender.send(for_host(input)).await.is_err() {
                 break;
             }
         }
@@ -94,6 +88,19 @@ pub async fn on_host(maker: &Maker, node: &NodePlan, start: ExecStart, mut input
     drop(connection);
 }
 
+/// A message of labctl's, as hostd has it.
+fn for_host(input: ExecInput) -> host::ExecInput {
+    let kind = match input.kind {
+        Some(exec_input::Kind::Stdin(octets)) => Some(host::exec_input::Kind::Stdin(octets)),
+        Some(exec_input::Kind::StdinEof(eof)) => Some(host::exec_input::Kind::StdinEof(eof)),
+        Some(exec_input::Kind::Signal(signal)) => Some(host::exec_input::Kind::Signal(signal)),
+        Some(exec_input::Kind::Resize(size)) => Some(host::exec_input::Kind::Resize(size)),
+        // Only the first message starts something.
+        Some(exec_input::Kind::Start(_)) | None => None,
+    };
+    host::ExecInput { kind }
+}
+
 /// Runs a program in a Linux node's namespace. `number` is unique among the agent's calls.
 pub async fn on_linux(
     lab: &Arc<Lab>,
@@ -111,9 +118,12 @@ pub async fn on_linux(
     lab.journal([Record::Announce { key: key.clone(), log: None }])?;
     let mut child = match spawn(lab, node, linux, start).await {
         Ok(child) => child,
-        Err(error) => {
+        Err((what, error)) => {
             lab.journal([Record::Gone { key }])?;
-            let text = format!("labctl: {name}: {error}\n").into_bytes();
+            // As programs print it: without its number.
+            let reason = error.to_string();
+            let reason = reason.split(" (os error").next().unwrap_or_default();
+            let text = format!("labctl: {}: {reason}\n", what.unwrap_or(name)).into_bytes();
             let code = if error.kind() == io::ErrorKind::NotFound { 127 } else { 126 };
             let _ = output.send(message(exec_output::Kind::Stderr(text))).await;
             let _ = output.send(message(exec_output::Kind::Exit(ExitStatus { code, signal: 0 }))).await;
@@ -126,7 +136,7 @@ pub async fn on_linux(
     let process = Process::of_child(child).map_err(Failure::deploy)?;
     lab.journal([Record::Process { key: key.clone(), pid: process.pid(), start_time: process.start_time() }])?;
     lab.state().execs.insert(number, process.clone());
-    let feeding = tokio::spawn(feed(process.clone(), stdin, inputs));
+    let feeding = tokio::spawn(feed(process.clone(), stdin, inputs, output.clone()));
     let out = tokio::spawn(forward(stdout, output.clone(), process.clone(), exec_output::Kind::Stdout));
     let err = tokio::spawn(forward(stderr, output.clone(), process.clone(), exec_output::Kind::Stderr));
     let status = tokio::select! {
@@ -149,17 +159,24 @@ pub async fn on_linux(
     if mine { lab.journal([Record::Gone { key }]) } else { Ok(()) }
 }
 
-async fn spawn(lab: &Lab, node: &NodePlan, linux: &LinuxPlan, start: ExecStart) -> io::Result<Child> {
+/// Starts a program; or what could not be had (`None`: itself), and why.
+async fn spawn(lab: &Lab, node: &NodePlan, linux: &LinuxPlan, start: ExecStart) -> Result<Child, (Option<String>, io::Error)> {
     let mut command = Command::new(&start.argv[0]);
     command.args(&start.argv[1..]).env_clear().envs(&start.env).process_group(0);
     if !start.user.is_empty() {
-        become_user(&mut command, &start.user)?;
+        become_user(&mut command, &start.user).map_err(|error| (Some(format!("user {}", start.user)), error))?;
     }
     command.envs(&linux.files.env).envs(&start.set_env);
     let dir = [&start.workdir, &linux.files.workdir, &start.cwd].into_iter().find(|dir| !dir.is_empty());
-    command.current_dir(dir.map_or("/", String::as_str));
+    let dir = dir.map_or("/", String::as_str).to_owned();
+    command.current_dir(&dir);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    netns::inside_as_host(&linux.netns, hosts_path(&lab.run_dir, &node.name), move || command.spawn()).await
+    let hosts = hosts_path(&lab.run_dir, &node.name);
+    let started = netns::inside_as_host(&linux.netns, hosts, move || match std::fs::read_dir(&dir) {
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(Err((Some(dir), error))),
+        _ => Ok(command.spawn().map_err(|error| (None, error))),
+    });
+    started.await.unwrap_or_else(|error| Err((None, error)))
 }
 
 /// Looks a user of the machine up; the agent of a lab with Linux nodes may become anybody.
@@ -176,25 +193,25 @@ fn become_user(command: &mut Command, user: &str) -> io::Result<()> {
 }
 
 /// Passes input and signals to the program until the caller ends.
-async fn feed(process: Arc<Process>, mut stdin: Option<ChildStdin>, mut inputs: Streaming<ExecInput>) {
-    while let Some(Ok(input)) = inputs.next().await {
-        match input.kind {
-            Some(exec_input::Kind::Stdin(octets)) => {
-                if let Some(pipe) = &mut stdin
-                    && pipe.write_all(&octets).await.is_err()
-                {
-                    // The program reads no more: that is its affair.
-                    stdin = None;
-                }
+async fn feed(process: Arc<Process>, pipe: Option<ChildStdin>, inputs: Streaming<ExecInput>, output: Output) {
+    let (stdin, pieces) = mpsc::channel(1);
+    let control = |control| match control {
+        Control::Signal(number) => {
+            if let Some(signal) = Signal::from_named_raw(number) {
+                process.signal_group(signal);
             }
-            Some(exec_input::Kind::StdinEof(_)) => stdin = None,
-            Some(exec_input::Kind::Signal(number)) => {
-                if let Some(signal) = Signal::from_named_raw(number) {
-                    process.signal_group(signal);
-                }
-            }
-            // There is no terminal.
-            Some(exec_input::Kind::Start(_) | exec_input::Kind::Resize(_)) | None => {}
+        }
+        // There is no terminal; who waits for the program ends it with its user.
+        Control::Resize(_) | Control::HangUp => {}
+    };
+    tokio::join!(write(pipe, pieces), exec::feed(inputs.map(|input| input.map(for_host)), stdin, output, control));
+}
+
+async fn write(mut pipe: Option<ChildStdin>, mut pieces: mpsc::Receiver<Vec<u8>>) {
+    while let (Some(pipe), Some(octets)) = (&mut pipe, pieces.recv().await) {
+        if pipe.write_all(&octets).await.is_err() {
+            // The program reads no more: that is its affair.
+            return;
         }
     }
 }

@@ -186,7 +186,7 @@ async fn run_check(client: &mut Client, topology: &Topology, check: &Check, base
             Some(exec_output::Kind::Stdout(octets)) => keep(&mut result.stdout, &octets),
             Some(exec_output::Kind::Stderr(octets)) => keep(&mut result.stderr, &octets),
             Some(exec_output::Kind::Exit(status)) => return Ok(exit::of_program(status.code, status.signal)),
-            None => {}
+            Some(exec_output::Kind::StdinTaken(_)) | None => {}
         }
     }
     Err(CliError::failed("the node went away before the check ended"))
@@ -231,7 +231,7 @@ fn report(lab: &str, results: &[CheckResult], how: &How, format: Format) -> CliR
         Format::Json => print_json(&all),
         Format::Table => {
             let failed = results.iter().filter(|result| !result.ok).count();
-            print(&format!("{} checks, {failed} failed\n", results.len()));
+            print(&format!("{} {}, {failed} failed\n", results.len(), if results.len() == 1 { "check" } else { "checks" }));
         }
     }
     Ok(if ok { exit::OK } else { exit::CHECK })

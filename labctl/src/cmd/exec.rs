@@ -3,21 +3,20 @@
 use crate::client::connect_to_labs;
 use crate::error::{CliError, CliResult};
 use crate::exit;
+use crate::streams::{Input, Output, Piece};
 use ringlab_proto::account::UserSpec;
 use ringlab_proto::agent::{ExecInput, ExecStart, exec_input};
-use ringlab_proto::host::{self, exec_output};
+use ringlab_proto::host::{self, ExecOutput, exec_output};
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 use std::collections::BTreeMap;
-use std::io::{self, Read, Write};
+use std::io;
 use std::path::PathBuf;
-use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::Streaming;
 
-/// Octets in one message.
-const CHUNK: usize = 32 << 10;
 /// `SIGWINCH`: the terminal has another size.
 const WINCH: i32 = 28;
 /// What a shell says of a program that wrote to nobody.
@@ -31,7 +30,7 @@ pub struct Args {
     pub lab: Option<String>,
     /// Node.
     pub node: String,
-    /// A program that every emulated host has: ping, httpd, fetch, stream, echo.
+    /// A program that every emulated host has: ping, httpd, fetch, stream, echo, sleep.
     #[arg(long, value_name = "NAME")]
     pub builtin: Option<String>,
     /// Give the program a terminal; standard input must be one.
@@ -50,9 +49,6 @@ pub struct Args {
     #[arg(last = true, value_name = "PROGRAM ARG")]
     pub argv: Vec<String>,
 }
-
-/// How long a signal waits for the input before it.
-const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Runs a program; returns its exit code.
 pub async fn run(args: Args) -> CliResult {
@@ -80,41 +76,77 @@ pub async fn run(args: Args) -> CliResult {
     send(&sender, exec_input::Kind::Start(start)).await;
     let mut signals = Signals::new().map_err(|error| CliError::failed(error.to_string()))?;
     let mut outputs = client.exec(ReceiverStream::new(receiver)).await?.into_inner();
-    read_stdin(sender.clone());
+    let mut streams = Streams { input: Input::start(sender.clone()), output: Output::start(), waiting: None, asked: false, ended: None };
     loop {
-        let output = tokio::select! {
-            output = outputs.next() => output,
-            number = signals.next() => {
-                match (&terminal, number == WINCH) {
-                    (Some(terminal), true) => {
-                        if let Some(size) = terminal.size() {
-                            send(&sender, exec_input::Kind::Resize(size)).await;
-                        }
-                    }
-                    (None, true) => {}
-                    (_, false) => {
-                        let signal = send(&sender, exec_input::Kind::Signal(number));
-                        if tokio::time::timeout(PATIENCE, signal).await.is_err() {
-                            // It waits behind input that the program does not read. Who goes hangs up on it.
-                            return Ok(exit::of_program(0, number));
-                        }
-                    }
-                }
-                continue;
-            }
+        let number = tokio::select! {
+            end = streams.next(&mut outputs) => match end? {
+                Some(code) => return Ok(code),
+                None => continue,
+            },
+            number = signals.next() => number,
         };
-        match output.transpose()?.map(|output| output.kind) {
-            Some(Some(exec_output::Kind::Stdout(octets))) => {
-                if write(io::stdout(), &octets).is_err() {
-                    return Ok(BROKEN_PIPE);
+        match (&terminal, number == WINCH) {
+            (Some(terminal), true) => {
+                if let Some(size) = terminal.size() {
+                    send(&sender, exec_input::Kind::Resize(size)).await;
                 }
             }
-            Some(Some(exec_output::Kind::Stderr(octets))) => drop(write(io::stderr(), &octets)),
-            Some(Some(exec_output::Kind::Exit(status))) => return Ok(exit::of_program(status.code, status.signal)),
+            (None, true) => {}
+            (_, false) if streams.gives_up() => return Ok(exit::of_program(0, number)),
+            (_, false) => send(&sender, exec_input::Kind::Signal(number)).await,
+        }
+    }
+}
+
+/// What passes between the program and labctl's standard streams.
+struct Streams {
+    input: Input,
+    output: Output,
+    /// Output that waits until what came before it is written.
+    waiting: Option<Piece>,
+    /// A signal has come since somebody read.
+    asked: bool,
+    /// How the program ended.
+    ended: Option<u8>,
+}
+
+impl Streams {
+    /// Takes one step; the exit code at the end. May be dropped while it waits.
+    async fn next(&mut self, outputs: &mut Streaming<ExecOutput>) -> Result<Option<u8>, CliError> {
+        let message = tokio::select! {
+            room = room(self.output.pieces.as_ref()), if self.waiting.is_some() => {
+                if let (Some(room), Some(piece)) = (room, self.waiting.take()) {
+                    room.send(piece);
+                    self.asked = false;
+                }
+                return Ok(None);
+            }
+            written = &mut self.output.done => return Ok(Some(self.ended.filter(|_| matches!(written, Ok(Ok(())))).unwrap_or(BROKEN_PIPE))),
+            message = outputs.next(), if self.waiting.is_none() && self.ended.is_none() => message,
+        };
+        match message.transpose()?.map(|output| output.kind) {
+            Some(Some(exec_output::Kind::Stdout(octets))) => self.waiting = Some(Piece::Stdout(octets)),
+            Some(Some(exec_output::Kind::Stderr(octets))) => self.waiting = Some(Piece::Stderr(octets)),
+            Some(Some(exec_output::Kind::StdinTaken(octets))) => self.input.taken(octets),
+            Some(Some(exec_output::Kind::Exit(status))) => {
+                self.ended = Some(exit::of_program(status.code, status.signal));
+                self.output.pieces = None;
+            }
             Some(None) => {}
             None => return Err(CliError::failed("the node went away before the program ended")),
         }
+        Ok(None)
     }
+
+    /// True for a signal that is labctl's: the program has ended, or nobody has read its output since the last one.
+    fn gives_up(&mut self) -> bool {
+        self.ended.is_some() || self.waiting.is_some() && std::mem::replace(&mut self.asked, true)
+    }
+}
+
+/// Waits for room for a piece of output; `None` if nobody reads.
+async fn room(pieces: Option<&mpsc::Sender<Piece>>) -> Option<mpsc::Permit<'_, Piece>> {
+    pieces?.reserve().await.ok()
 }
 
 fn variable(text: &str) -> Result<(String, Option<String>), String> {
@@ -137,29 +169,6 @@ pub fn environment() -> BTreeMap<String, String> {
 async fn send(sender: &mpsc::Sender<ExecInput>, kind: exec_input::Kind) {
     // Nobody listens when the program has ended: its exit status is on its way.
     let _ = sender.send(ExecInput { kind: Some(kind) }).await;
-}
-
-fn write(mut to: impl Write, octets: &[u8]) -> io::Result<()> {
-    to.write_all(octets)?;
-    to.flush()
-}
-
-/// Reads standard input on a thread of its own: a read cannot be interrupted.
-fn read_stdin(sender: mpsc::Sender<ExecInput>) {
-    std::thread::spawn(move || {
-        let mut stdin = io::stdin().lock();
-        let mut buffer = vec![0; CHUNK];
-        loop {
-            let kind = match stdin.read(&mut buffer) {
-                Ok(0) | Err(_) => exec_input::Kind::StdinEof(true),
-                Ok(length) => exec_input::Kind::Stdin(buffer[..length].to_vec()),
-            };
-            let end = matches!(kind, exec_input::Kind::StdinEof(_));
-            if sender.blocking_send(ExecInput { kind: Some(kind) }).is_err() || end {
-                return;
-            }
-        }
-    });
 }
 
 /// labctl's own terminal, which passes everything on while the program has one.

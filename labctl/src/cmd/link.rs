@@ -44,13 +44,13 @@ pub struct Set {
     #[command(flatten)]
     end: End,
     /// One-way delay: 10ms.
-    #[arg(long, value_parser = units::parse_delay)]
+    #[arg(long, value_parser = units::parse_delay, allow_hyphen_values = true)]
     delay: Option<u64>,
     /// Rate: 100mbit, or unlimited.
-    #[arg(long, value_parser = units::parse_rate)]
+    #[arg(long, value_parser = units::parse_rate, allow_hyphen_values = true)]
     rate: Option<u64>,
     /// Loss: 0.5%.
-    #[arg(long, value_parser = units::parse_loss)]
+    #[arg(long, value_parser = units::parse_loss, allow_hyphen_values = true)]
     loss: Option<f64>,
     /// Only frames that ENDPOINT sends.
     #[arg(long, conflicts_with = "backward")]

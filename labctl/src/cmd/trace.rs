@@ -17,7 +17,7 @@ pub struct Args {
     pub lab: Option<String>,
     /// Node.
     pub node: String,
-    /// Only this trace point or function; may be given several times.
+    /// Only this function, trace point or step (tcp_v4_rcv, softirq_entry, R9); may be given several times.
     #[arg(long = "point", value_name = "NAME")]
     pub points: Vec<String>,
     /// Stop after so many events.
