@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 const STORM: Duration = Duration::from_secs(4);
 
 /// Everything below a process.
-fn descendants(pid: i32) -> Vec<i32> {
+pub(crate) fn descendants(pid: i32) -> Vec<i32> {
     let mut all = Vec::new();
     let mut next = vec![pid];
     while let Some(pid) = next.pop() {

@@ -7,6 +7,7 @@ mod carrier;
 mod crash;
 mod daemons;
 mod ethtool;
+mod exec_streams;
 mod guest;
 mod guest_calls;
 mod guest_files;

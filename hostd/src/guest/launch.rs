@@ -362,9 +362,12 @@ async fn feed_terminal(master: Arc<AsyncFd<OwnedFd>>, mut input: mpsc::Receiver<
         let mut rest = &octets[..];
         while !rest.is_empty() {
             let Ok(mut ready) = master.writable().await else { return };
+            let closed = ready.ready().is_write_closed();
             match ready.try_io(|fd| Ok(rustix::io::write(fd.get_ref(), rest)?)) {
                 Ok(Ok(len)) => rest = &rest[len..],
                 Ok(Err(_)) => return,
+                // Full, and nobody has the terminal any more: it stays full, and counts as ready.
+                Err(_) if closed => return,
                 Err(_) => {}
             }
         }
