@@ -7,7 +7,7 @@
 //! - *epoll-edge*: one task; reads each socket until `EAGAIN`, for it is reported once.
 
 use super::echo_client;
-use super::httpd::listen;
+use super::httpd::{PAUSE, listen};
 use super::sys::Sys;
 use super::{Failure, Try};
 use clap::ValueEnum;
@@ -72,7 +72,8 @@ pub async fn main(sys: Sys, args: Args) -> Result<i32, Failure> {
         return echo_client::main(sys, &args, &node).await;
     }
     let listener = listen(&sys, args.port).await?;
-    let mut server = Server { listener, buffer: sys.alloc(BUFFER), conns: BTreeMap::new(), sys };
+    let reserve = reserve(&sys).await;
+    let mut server = Server { listener, reserve, buffer: sys.alloc(BUFFER), conns: BTreeMap::new(), sys };
     match args.mode {
         Mode::Blocking => server.blocking().await,
         Mode::Nonblocking => server.nonblocking().await,
@@ -85,6 +86,8 @@ pub async fn main(sys: Sys, args: Args) -> Result<i32, Failure> {
 struct Server {
     sys: Sys,
     listener: Fd,
+    /// Closed to accept whom there is no descriptor for, and to hang up: else the listener stays ready.
+    reserve: Option<Fd>,
     buffer: UserSlice,
     /// What each connection has still to get back.
     conns: BTreeMap<Fd, Vec<u8>>,
@@ -118,6 +121,8 @@ impl Server {
                     let _ = sys.close(fd).await;
                 }),
                 Err(Errno::ECONNABORTED) => {}
+                // Who connects waits until another one has gone.
+                Err(Errno::EMFILE | Errno::ENFILE) => self.sys.sleep(PAUSE).await.or_fail(|| "nanosleep".to_owned())?,
                 Err(errno) => return Err(errno).or_fail(|| "accept".to_owned()),
             }
         }
@@ -207,11 +212,30 @@ impl Server {
                     self.conns.insert(fd, Vec::new());
                     new.push(fd);
                 }
-                Err(Errno::EAGAIN | Errno::EMFILE | Errno::ENFILE) => return Ok(new),
+                Err(Errno::EAGAIN) => return Ok(new),
                 Err(Errno::ECONNABORTED) => {}
+                // Also where nobody waits.
+                Err(Errno::EMFILE | Errno::ENFILE) => {
+                    if !self.hang_up().await? {
+                        return Ok(new);
+                    }
+                }
                 Err(errno) => return Err(errno).or_fail(|| "accept".to_owned()),
             }
         }
+    }
+
+    /// Hangs up on the next one who waits in the listener's queue; false if nobody does.
+    async fn hang_up(&mut self) -> Result<bool, Failure> {
+        if let Some(fd) = self.reserve.take() {
+            self.close(fd).await?;
+        }
+        let next = self.sys.accept(self.listener, libc::SOCK_NONBLOCK).await;
+        if let Ok((fd, _)) = next {
+            self.close(fd).await?;
+        }
+        self.reserve = reserve(&self.sys).await;
+        Ok(next.is_ok())
     }
 
     /// One `recv` and its `send`, or the rest of an earlier one.
@@ -252,6 +276,10 @@ impl Server {
         self.conns.remove(&fd);
         self.sys.close(fd).await.or_fail(|| "close".to_owned())
     }
+}
+
+async fn reserve(sys: &Sys) -> Option<Fd> {
+    sys.socket(libc::AF_INET, libc::SOCK_DGRAM, 0).await.ok()
 }
 
 fn set(set: &mut FdSet, fd: Fd) {

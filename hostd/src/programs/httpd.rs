@@ -14,7 +14,10 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Component, Path, PathBuf};
 use std::rc::Rc;
+use std::time::Duration;
 
+/// How long a server accepts no connections when there is no descriptor for them.
+pub const PAUSE: Duration = Duration::from_millis(500);
 const RX: usize = 16384;
 const TX: usize = 256 << 10;
 const EVENTS: usize = 128;
@@ -86,6 +89,8 @@ struct Server {
     tx: UserSlice,
     content: Content,
     conns: BTreeMap<Fd, Conn>,
+    /// Descriptors had run out: who connects waits in the listener's queue, and the listener is not in the set, which it would keep ready.
+    paused: bool,
 }
 
 /// What became of a connection.
@@ -99,14 +104,17 @@ impl Server {
     async fn open(sys: Sys, port: u16, content: Content) -> Result<Self, Failure> {
         let listener = listen(&sys, port).await?;
         let epoll = sys.epoll_create().await.or_fail(|| "epoll_create".to_owned())?;
-        let event = EpollEvent { events: PollEvents::IN, data: listener as u64 };
-        sys.epoll_ctl(epoll, listener, EpollOp::Add(event)).await.or_fail(|| "epoll_ctl".to_owned())?;
         let (rx, tx) = (sys.alloc(RX), sys.alloc(TX));
-        Ok(Self { sys, listener, epoll, rx, tx, content, conns: BTreeMap::new() })
+        let server = Self { sys, listener, epoll, rx, tx, content, conns: BTreeMap::new(), paused: false };
+        server.watch_listener(true).await?;
+        Ok(server)
     }
 
     async fn serve(&mut self) -> Result<(), Failure> {
-        for event in self.sys.epoll_wait(self.epoll, EVENTS, None).await.or_fail(|| "epoll_wait".to_owned())? {
+        let (limit, had) = (self.paused.then_some(PAUSE), self.conns.len());
+        let events = self.sys.epoll_wait(self.epoll, EVENTS, limit).await.or_fail(|| "epoll_wait".to_owned())?;
+        let timeout = events.is_empty();
+        for event in events {
             let fd = event.data as Fd;
             if fd == self.listener {
                 self.accept().await?;
@@ -119,7 +127,17 @@ impl Server {
                 Ok(Next::Close) | Err(_) => self.close(fd).await?,
             }
         }
+        if self.paused && (timeout || self.conns.len() < had) {
+            self.paused = false;
+            self.watch_listener(true).await?;
+        }
         Ok(())
+    }
+
+    async fn watch_listener(&self, on: bool) -> Result<(), Failure> {
+        let event = EpollEvent { events: PollEvents::IN, data: self.listener as u64 };
+        let op = if on { EpollOp::Add(event) } else { EpollOp::Del };
+        self.sys.epoll_ctl(self.epoll, self.listener, op).await.or_fail(|| "epoll_ctl".to_owned())
     }
 
     async fn accept(&mut self) -> Result<(), Failure> {
@@ -130,7 +148,11 @@ impl Server {
                     self.sys.epoll_ctl(self.epoll, fd, EpollOp::Add(event)).await.or_fail(|| "epoll_ctl".to_owned())?;
                     self.conns.insert(fd, Conn { input: Vec::new(), sending: None, waits_out: false });
                 }
-                Err(Errno::EAGAIN | Errno::ECONNABORTED | Errno::EMFILE | Errno::ENFILE) => return Ok(()),
+                Err(Errno::EAGAIN | Errno::ECONNABORTED) => return Ok(()),
+                Err(Errno::EMFILE | Errno::ENFILE) => {
+                    self.paused = true;
+                    return self.watch_listener(false).await;
+                }
                 Err(errno) => return Err(errno).or_fail(|| "accept".to_owned()),
             }
         }

@@ -1,7 +1,7 @@
 //! The receiving side of `stream`: a task a connection, one for all datagrams.
 
 use super::crc64::Crc64;
-use super::httpd::listen;
+use super::httpd::{PAUSE, listen};
 use super::stream_wire::{DATAGRAM_HEADER, GO, HELLO, Hello, Pattern};
 use super::sys::Sys;
 use super::{Failure, Try};
@@ -66,6 +66,8 @@ pub async fn serve(sys: Sys, port: u16) -> Result<i32, Failure> {
                 });
             }
             Err(Errno::ECONNABORTED) => {}
+            // Who connects waits until another one has gone.
+            Err(Errno::EMFILE | Errno::ENFILE) => sys.sleep(PAUSE).await.or_fail(|| "nanosleep".to_owned())?,
             Err(errno) => return Err(errno).or_fail(|| "accept".to_owned()),
         }
     }

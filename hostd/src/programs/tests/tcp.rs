@@ -167,3 +167,62 @@ fn states_of_run_programs_are_reported() {
     assert_eq!(seen, [("running", true, 0), ("running", true, 0), ("exited", false, 1)]);
     assert!(states[2].error.contains("/nowhere"), "{}", states[2].error);
 }
+
+/// Number and system calls so far of the only task of a name on `b`.
+fn task_on_b(lab: &Lab, name: &str) -> (ringlab_kernel::cpu::sched::TaskId, u64) {
+    let tasks = lab.b.shared.kernel().tasks_info();
+    let task = tasks.iter().find(|t| t.comm == name).expect("it runs");
+    (task.id, task.syscalls)
+}
+
+#[test]
+fn httpd_without_a_free_descriptor_rests_and_goes_on_when_one_is_closed() {
+    let mut lab = Lab::new();
+    let _httpd = lab.serve_on_b(&["httpd", "--body", "hello"]);
+    // Listener, epoll set, two connections.
+    let (task, _) = task_on_b(&lab, "httpd");
+    lab.b.shared.kernel().set_fd_limit(task, 4);
+    let held = Lab::start(&mut lab.a, &["echo", "-c", "b", "-p", "80", "--connections", "4", "-n", "1"]);
+    let mut fetch = Lab::start(&mut lab.a, &["fetch", "http://b/"]);
+    lab.run_for(100);
+    let (_, before) = task_on_b(&lab, "httpd");
+    lab.run_for(5000);
+    let (_, after) = task_on_b(&lab, "httpd");
+    // Every half second it looks whether it is better now.
+    assert!((after - before) < 100, "{} system calls in 5 s", after - before);
+    fetch.collect();
+    assert_eq!(fetch.stdout, "", "it waits");
+    lab.a.programs.signal(&lab.a.shared, held.id, libc::SIGTERM);
+    let exit = lab.wait(&mut fetch, 10);
+    ok(exit, &fetch);
+    assert_eq!(fetch.stdout, "hello");
+}
+
+#[test]
+fn echo_servers_without_a_free_descriptor_serve_those_that_they_have() {
+    for mode in ["blocking", "nonblocking", "select", "epoll-level", "epoll-edge"] {
+        let mut lab = Lab::new();
+        let _server = lab.serve_on_b(&["echo", "--mode", mode, "-p", "7"]);
+        let (task, _) = task_on_b(&lab, "echo");
+        // Listener, epoll set, reserve, two connections.
+        lab.b.shared.kernel().set_fd_limit(task, 5);
+        let mut clients: Vec<Job> = (0..6).map(|_| Lab::start(&mut lab.a, &["echo", "-c", "b", "-p", "7", "--stdin"])).collect();
+        lab.run_for(100);
+        let (_, before) = task_on_b(&lab, "echo");
+        lab.run_for(5000);
+        let (_, after) = task_on_b(&lab, "echo");
+        // That one looks at everything every 200 µs.
+        let most = if mode == "nonblocking" { 25_000 * 10 } else { 100 };
+        assert!(after - before < most, "{mode}: {} system calls in 5 s", after - before);
+        for client in &mut clients[..2] {
+            client.stdin.take().expect("open").try_send(b"served\n".to_vec()).expect("room");
+            let exit = lab.wait(client, 10);
+            ok(exit, client);
+            assert_eq!(client.stdout, "served\n", "{mode}");
+        }
+        drop(clients);
+        lab.run_for(2000);
+        let (exit, job) = lab.on_a(&["echo", "-c", "b", "-p", "7"]);
+        ok(exit, &job);
+    }
+}
