@@ -55,9 +55,10 @@ impl Tool {
     /// Active and changeable features by name.
     fn features(&self, lab: &mut Lab) -> Vec<(String, bool, bool)> {
         let names = self.names(lab, 4);
-        let b = self.get(lab, &[0x3a, 1]);
-        let word = |at: usize| u32::from_ne_bytes(b[at..at + 4].try_into().expect("four"));
-        names.into_iter().enumerate().map(|(i, name)| (name, word(16) >> i & 1 != 0, word(8) >> i & 1 != 0)).collect()
+        let b = self.get(lab, &[0x3a, 2]);
+        assert_eq!((names.len(), b.len()), (64, 40));
+        let bit = |row: usize, i: usize| b[8 + 16 * (i / 32) + 4 * row + i % 32 / 8] >> (i % 8) & 1 != 0;
+        names.into_iter().enumerate().map(|(i, name)| (name, bit(2, i), bit(0, i))).collect()
     }
 }
 
@@ -155,9 +156,18 @@ fn offloads_are_switched_and_take_effect() {
     let before = tool.features(&mut lab);
     assert_eq!(state(&before, "tx-tcp-segmentation"), Some((true, true)));
     assert_eq!(state(&before, "rx-lro"), Some((false, false)), "fixed");
+    assert_eq!(
+        (state(&before, "rx-checksum"), state(&before, "rx-gro-hw")),
+        (Some((true, false)), Some((true, false))),
+        "in the upper word"
+    );
+    // Asked for less, it gives less, and says how much there is.
+    assert_eq!(tool.get(&mut lab, &[0x3a, 1]).len(), 24);
+    assert_eq!(tool.get(&mut lab, &[0x3a, 0]), words(&[0x3a, 2]));
     // `ethtool -K eth0 tx off`: segmentation needs it and goes, too.
     let bit = before.iter().position(|f| f.0 == "tx-checksum-ip-generic").expect("named");
-    assert_eq!(tool.ask(&mut lab, "eth0", &[0x3b, 1, 1 << bit, 0]), Ret::Value(0));
+    assert_eq!(tool.ask(&mut lab, "eth0", &[0x3b, 1, 1 << bit, 0]), Ret::Err(Errno::EINVAL), "another size");
+    assert_eq!(tool.ask(&mut lab, "eth0", &[0x3b, 2, 1 << bit, 0, 0, 0]), Ret::Value(0));
     let after = tool.features(&mut lab);
     assert_eq!(state(&after, "tx-checksum-ip-generic"), Some((false, true)));
     assert_eq!(state(&after, "tx-tcp-segmentation"), Some((false, true)));
@@ -167,7 +177,8 @@ fn offloads_are_switched_and_take_effect() {
     assert_eq!(sent.frame.hdr.flags, 0, "the checksum is complete");
     // A fixed one is left alone, and said so.
     let fixed = before.iter().position(|f| f.0 == "rx-lro").expect("named");
-    assert_eq!(tool.ask(&mut lab, "eth0", &[0x3b, 1, 1 << fixed, 1 << fixed]), Ret::Value(1));
+    assert_eq!(tool.ask(&mut lab, "eth0", &[0x3b, 2, 1 << fixed, 1 << fixed, 0, 0]), Ret::Value(1));
+    assert_eq!(tool.ask(&mut lab, "eth0", &[0x3b, 2, 0, 0, 1 << 31, 1 << 31]), Ret::Value(1), "hsr-dup-offload");
     assert_eq!(tool.ask(&mut lab, "eth0", &[0x2c, 0]), Ret::Value(0));
     assert_eq!(tool.get(&mut lab, &[0x2b]), words(&[0x2b, 0]), "GRO is off");
 }

@@ -82,6 +82,8 @@ host() {
     # An exchange of known packets, and what it counts.
     t nstat_ping 'export NSTAT_HISTORY=$(mktemp); nstat -n; ping -q -c 3 -i 0.2 10.99.0.2 >/dev/null; nstat; rm $NSTAT_HISTORY' '/6/d; s/ +0.0$//'
     t nstat_refused 'export NSTAT_HISTORY=$(mktemp); nstat -n; nc.openbsd -z 10.99.0.2 99; nc.openbsd -u -w 1 -z 10.99.0.2 99; nstat; rm $NSTAT_HISTORY' '/^Icmp6|6In|6Out/d; s/ +0.0$//'
+    # Names and their order; what a NIC can is its own.
+    t ethtool_k 'ethtool -k eth0' 's/: (on|off).*//'
     t ethtool_p 'ethtool -P eth0' 's/[0-9a-f:]{17}|not set/M/'
 }
 

@@ -3,6 +3,9 @@
 //! An interface shows itself as `virtio_net` does. What belongs to the NIC and that its driver cannot
 //! tell (pause frames, moderation of the transmit side) answers `EOPNOTSUPP`.
 
+mod features;
+
+use self::features::{GRO, GSO, NAMES, RX_CSUM, SG, TSO, TX_CSUM, VLAN_CHALLENGED, WORDS, always};
 use crate::Kernel;
 use crate::cpu::sched::TaskId;
 use crate::dev::NetDevice;
@@ -63,28 +66,6 @@ const F_WISH: i64 = 2;
 /// `SOF_TIMESTAMPING_RX_SOFTWARE | SOF_TIMESTAMPING_SOFTWARE`.
 const SOFTWARE_STAMPS: u32 = 0x18;
 
-/// Features by bit, as this kernel numbers them: programs go by the names.
-const FEATURES: [&str; 12] = [
-    "tx-scatter-gather",
-    "tx-checksum-ip-generic",
-    "tx-tcp-segmentation",
-    "rx-gro",
-    "tx-generic-segmentation",
-    "rx-checksum",
-    "highdma",
-    "tx-tcp6-segmentation",
-    "rx-lro",
-    "rx-vlan-hw-parse",
-    "tx-vlan-hw-insert",
-    "rx-hashing",
-];
-const SG: u32 = 1;
-const TX_CSUM: u32 = 1 << 1;
-const TSO: u32 = 1 << 2;
-const GRO: u32 = 1 << 3;
-/// Always on: segmentation in software, trusted checksums, memory anywhere.
-const ALWAYS: u32 = 0x70;
-
 /// Octets of the structure that a command works on; see [`crate::syscall::ioctl::ethtool_len`].
 pub(crate) fn request_len(head: &[u8]) -> usize {
     let word = |at: usize| octets(head, at).map_or(0, u32::from_ne_bytes) as usize;
@@ -127,12 +108,13 @@ impl Kernel {
             return dev.set_offloads(bit, if value != 0 { bit } else { 0 }).map(Ret::Value);
         }
         if cmd == cmd::SFEATURES {
-            let (valid, wanted) = (octets(data, 8), octets(data, 12));
-            let (Some(valid), Some(wanted)) = (valid, wanted) else { return Err(Errno::EINVAL) };
-            if value != 1 {
+            if value != WORDS {
                 return Err(Errno::EINVAL);
             }
-            return dev.set_features(u32::from_ne_bytes(valid), u32::from_ne_bytes(wanted)).map(Ret::Value);
+            // Pairs of words, the low ones first: what is meant, and what it is to be.
+            let [valid, wanted, valid_high, wanted_high] = words::<4>(data, 2)?;
+            let join = |low: u32, high: u32| u64::from(low) | u64::from(high) << 32;
+            return dev.set_features(join(valid, valid_high), join(wanted, wanted_high)).map(Ret::Value);
         }
         let mut out = dev.ethtool_get(cmd, data)?;
         // Never more than the program has room for.
@@ -165,7 +147,7 @@ fn words<const N: usize>(data: &[u8], at: usize) -> Result<[u32; N], Errno> {
 }
 
 /// The bit that an old-style command sets.
-fn set_bit(cmd: u32) -> Option<u32> {
+fn set_bit(cmd: u32) -> Option<u64> {
     match cmd {
         cmd::STXCSUM => Some(TX_CSUM),
         cmd::SSG => Some(SG),
@@ -184,7 +166,7 @@ impl NetDevice {
         };
         let second = octets(data, 4).map_or(0, u32::from_ne_bytes);
         let active = self.active_features();
-        let on = |bit: u32| Ok(head(&[u32::from(active & bit != 0)]));
+        let on = |bit: u64| Ok(head(&[u32::from(active & bit != 0)]));
         let nic = || if self.is_loopback() { Err(Errno::EOPNOTSUPP) } else { Ok(()) };
         match cmd {
             cmd::GLINK => Ok(head(&[u32::from(self.up && self.carrier)])),
@@ -192,12 +174,13 @@ impl NetDevice {
             cmd::GSG => on(SG),
             cmd::GTSO => on(TSO),
             cmd::GGRO => on(GRO),
-            cmd::GRXCSUM | cmd::GGSO => on(ALWAYS),
+            cmd::GRXCSUM => on(RX_CSUM),
+            cmd::GGSO => on(GSO),
             cmd::GUFO | cmd::GFLAGS => Ok(head(&[0])),
             cmd::GFEATURES => {
-                let block = [self.changeable_features(), active, active, 0];
-                let words: &[u32] = if second > 0 { &block } else { &[] };
-                Ok(head(&[&[1], words].concat()))
+                let rows = [self.changeable_features(), active, active, VLAN_CHALLENGED];
+                let words = (0..WORDS.min(second)).flat_map(|word| rows.map(|row| (row >> (32 * word)) as u32));
+                Ok(head(&core::iter::once(WORDS).chain(words).collect::<Vec<u32>>()))
             }
             cmd::GSSET_INFO => Ok(self.string_sets(data)),
             cmd::GSTRINGS => self.strings(second).map(|names| {
@@ -299,38 +282,38 @@ impl NetDevice {
 
     fn strings(&self, set: u32) -> Result<Vec<String>, Errno> {
         match set {
-            SS_FEATURES => Ok(FEATURES.into_iter().map(String::from).collect()),
+            SS_FEATURES => Ok(NAMES.into_iter().map(String::from).collect()),
             SS_STATS if !self.is_loopback() => Ok(self.stats.iter().map(|(name, _)| String::from(name)).collect()),
             _ => Err(Errno::EOPNOTSUPP),
         }
     }
 
-    fn active_features(&self) -> u32 {
+    fn active_features(&self) -> u64 {
         let f = self.features;
-        let bit = |on: bool, bit: u32| if on { bit } else { 0 };
-        ALWAYS | bit(f.sg, SG) | bit(f.tx_csum, TX_CSUM) | bit(f.tso, TSO) | bit(self.gro_on, GRO)
+        let bit = |on: bool, bit: u64| if on { bit } else { 0 };
+        always(self.is_loopback()) | bit(f.sg, SG) | bit(f.tx_csum, TX_CSUM) | bit(f.tso, TSO) | bit(self.gro_on, GRO)
     }
 
     /// What can be switched: offers of the device, and GRO, which is the host's.
-    fn changeable_features(&self) -> u32 {
+    fn changeable_features(&self) -> u64 {
         let offered = self.driver.as_ref().map(|d| d.features()).unwrap_or_default();
-        let bit = |on: bool, bit: u32| if on { bit } else { 0 };
+        let bit = |on: bool, bit: u64| if on { bit } else { 0 };
         GRO | bit(offered.sg, SG) | bit(offered.tx_csum, TX_CSUM) | bit(offered.tso, TSO)
     }
 
     /// `ETHTOOL_SFEATURES`: flags for what did not come out as wanted.
-    fn set_features(&mut self, valid: u32, wanted: u32) -> Result<i64, Errno> {
+    fn set_features(&mut self, valid: u64, wanted: u64) -> Result<i64, Errno> {
         let changeable = self.changeable_features();
         let unsupported = if valid & !changeable != 0 { F_UNSUPPORTED } else { 0 };
         Ok(unsupported | self.set_offloads(valid & changeable, wanted)?)
     }
 
     /// Switches the offloads `which` to what `wanted` says.
-    fn set_offloads(&mut self, which: u32, wanted: u32) -> Result<i64, Errno> {
+    fn set_offloads(&mut self, which: u64, wanted: u64) -> Result<i64, Errno> {
         if which & !self.changeable_features() != 0 {
             return Err(Errno::EOPNOTSUPP);
         }
-        let off = |was: bool, bit: u32| if which & bit != 0 { wanted & bit == 0 } else { was };
+        let off = |was: bool, bit: u64| if which & bit != 0 { wanted & bit == 0 } else { was };
         let o = self.features_off;
         self.features_off = Features { sg: off(o.sg, SG), tx_csum: off(o.tx_csum, TX_CSUM), tso: off(o.tso, TSO) };
         if which & GRO != 0 {
