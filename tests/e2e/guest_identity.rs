@@ -138,7 +138,7 @@ directory 755
             "/proc/sys/net /proc/sys/net/core /proc/sys/net/ipv4 /sys/class/net /sys/class/net/eth0 /sys/class/net/lo "
         );
         let same = "grep -r . /proc/sys/net/ipv4/conf/eth0 | wc -l; find -L /sys/class/net/eth0/ -maxdepth 2 -name rx_packets; du -s /sys/class/net/ > /dev/null && echo walked";
-        assert_eq!(sh(&lab, same), "12\n/sys/class/net/eth0/statistics/rx_packets\nwalked\n");
+        assert_eq!(sh(&lab, same), "13\n/sys/class/net/eth0/statistics/rx_packets\nwalked\n");
         let from_descriptors = "
 import os
 d = os.open('/sys/class/net', os.O_RDONLY); os.fchdir(d)

@@ -243,6 +243,23 @@ fn who_was_redirected_has_no_credit_for_other_errors() {
 }
 
 #[test]
+fn redirects_are_sent_while_all_or_the_interface_says_so() {
+    for (all, own, sent) in [("1", "0", true), ("0", "1", true), ("0", "0", false)] {
+        let mut lab = lab(true, 1500);
+        for (whose, value) in [("all", all), ("eth0", own)] {
+            let name = format!("net.ipv4.conf.{whose}.send_redirects");
+            assert_eq!(lab.hosts[0].kernel.sysctl_get(&name).expect("a sysctl"), "1", "{name}");
+            lab.hosts[0].kernel.sysctl_set(&name, value).expect("a number");
+        }
+        let there = Path { dst: Ipv4Addr::new(10, 0, 0, 77), ..TO_HOST };
+        lab.inject(0, Dir::Backward, there.udp(1, 2, b"x"));
+        lab.answer_arp(0);
+        assert_eq!(lab.received.iter().any(|r| r.1.icmp() == Some((5, 1))), sent, "{all} {own}");
+        assert_eq!(mib(&lab, Mib::IcmpOutRedirects), u64::from(sent));
+    }
+}
+
+#[test]
 fn martians_are_dropped_by_name() {
     let mut lab = lab(false, 1500);
     let from = |src: [u8; 4]| Path { src: src.into(), ..TO_HOST }.udp(1, 2, b"x");

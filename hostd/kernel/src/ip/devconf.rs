@@ -14,6 +14,7 @@ use alloc::vec::Vec;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Conf {
     Forwarding,
+    SendRedirects,
     RpFilter,
     ArpFilter,
     ArpAnnounce,
@@ -49,8 +50,9 @@ const fn row(conf: Conf, name: &'static str, number: u8, default: i32, join: Joi
     Row { conf, name, number, default, join }
 }
 
-const ROWS: [Row; 12] = [
+const ROWS: [Row; 13] = [
     row(Conf::Forwarding, "forwarding", 1, 0, Join::Own),
+    row(Conf::SendRedirects, "send_redirects", 6, 1, Join::Or),
     row(Conf::RpFilter, "rp_filter", 8, 0, Join::Max),
     row(Conf::ArpFilter, "arp_filter", 13, 0, Join::Or),
     row(Conf::ArpAnnounce, "arp_announce", 18, 0, Join::Max),

@@ -1,6 +1,7 @@
 //! Forwarding (Linux `net/ipv4/ip_forward.c`).
 
 use super::Hook;
+use super::devconf::Conf;
 use super::header::IpHdr;
 use super::icmp;
 use super::output::tos_priority;
@@ -59,7 +60,7 @@ impl Kernel {
         let stored = skb.store_bits(0, &hdr.emit());
         debug_assert!(stored.is_ok(), "the header was parsed from here");
         skb.ip.ttl = hdr.ttl;
-        if back && self.ip_is_on_link(saddr, skb.dev) {
+        if back && self.in_dev_conf(IfIndex(skb.dev), Conf::SendRedirects) != 0 && self.ip_is_on_link(saddr, skb.dev) {
             self.ip_rt_send_redirect(&skb, saddr, route.nexthop);
         }
         skb.priority = tos_priority(hdr.tos);

@@ -264,7 +264,7 @@ impl Kernel {
     /// `IFLA_INET_CONF`: the settings `/proc/sys/net/ipv4/conf` of an interface by number.
     fn ipv4_devconf(&self, d: &NetDevice) -> [u32; 33] {
         let mut conf = [0; 33];
-        for (number, value) in [(4, 1), (5, 1), (6, 1), (7, 1), (9, 1), (27, 10_000), (28, 1000)] {
+        for (number, value) in [(4, 1), (5, 1), (7, 1), (9, 1), (27, 10_000), (28, 1000)] {
             conf[number - 1] = value;
         }
         for (number, value) in d.conf.iter() {
