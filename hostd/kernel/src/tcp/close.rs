@@ -190,7 +190,7 @@ impl Kernel {
 
     /// `connect` with `AF_UNSPEC`, or a failed `connect`: the socket is as new, but for
     /// its options and a port that was bound (Linux `tcp_disconnect`). A port that was not is free,
-    /// though `getsockname` tells it until there is another.
+    /// though `getsockname` tells it until there is another. The caller reports the error.
     ///
     /// # Errors
     /// None today; Linux has some for protocols built on TCP.
@@ -228,7 +228,6 @@ impl Kernel {
         sk.dst = None;
         sk.rmem_alloc = 0;
         self.tcp_reset_sock(sk);
-        self.sk_error_report(sk);
         Ok(())
     }
 

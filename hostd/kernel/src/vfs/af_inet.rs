@@ -337,10 +337,14 @@ impl Kernel {
             Ok(found) => found,
             Err(e) => return Flow::Done(Ret::Err(e)),
         };
+        let mut disconnects = false;
         let begun = self.lock_sock(id, |k, sk| match (&sk.proto, to) {
             (Proto::Packet(_), _) => Err(Errno::EOPNOTSUPP),
             (Proto::Tcp(_), Some(to)) => k.stream_connect(sk, to).map(Some),
-            (Proto::Tcp(_), None) => k.stream_disconnect(sk).map(|()| None),
+            (Proto::Tcp(_), None) => {
+                disconnects = true;
+                k.stream_disconnect(sk).map(|()| None)
+            }
             (Proto::Netlink(_), Some(_)) => Err(Errno::EINVAL),
             (Proto::Netlink(_), None) => k.netlink_connect(sk, NetlinkAddr::default()).map(|()| None),
             (_, Some(to)) => k.dgram_connect(sk, to).map(|()| None),
@@ -349,6 +353,11 @@ impl Kernel {
                 Ok(None)
             }
         });
+        if disconnects {
+            // A peer on this host has the reset before this end is told.
+            self.do_softirq();
+            self.lock_sock(id, |k, sk| k.sk_error_report(sk));
+        }
         match begun.unwrap_or(Err(Errno::EBADF)) {
             Ok(Some(progress)) => self.do_connect(task, file, progress),
             Ok(None) => Flow::Done(Ret::Value(0)),
@@ -402,6 +411,7 @@ impl Kernel {
                     if k.tcp_disconnect(sk).is_err() {
                         sk.ss = SockState::Disconnecting;
                     }
+                    k.sk_error_report(sk);
                     Step::Done(Err(error))
                 }
                 _ => {
