@@ -70,6 +70,22 @@ fn connection_made_is_told_by_sigio() {
 }
 
 #[test]
+fn connection_given_up_is_told_by_sigio() {
+    let mut lab = Lab::pair(2);
+    let a = Prog::spawn(&mut lab, A, "a");
+    let give_up: [fn(i32) -> Call; 2] = [|fd| Call::Connect(fd, None), |fd| Call::Shutdown(fd, Shutdown::RdWr)];
+    for call in give_up {
+        let fd = a.ok(&mut lab, Call::Socket(AF_INET, STREAM | NONBLOCK, 0)) as i32;
+        a.ok(&mut lab, Call::SetOwn(fd, Owner::from_setown(7)));
+        a.ok(&mut lab, Call::SetSig(fd, 40));
+        a.ok(&mut lab, Call::Ioctl(fd, 0x5452, 1i32.to_ne_bytes().to_vec()));
+        assert_eq!(a.err(&mut lab, Call::Connect(fd, Some((ADDR_B, 80).into()))), Errno::EINPROGRESS);
+        a.ok(&mut lab, call(fd));
+        assert_eq!(taken(&mut lab, A), [(40, 4, 0x8)]);
+    }
+}
+
+#[test]
 fn writer_to_a_closed_stream_gets_sigpipe_unless_it_declines() {
     let (mut lab, a, fa, b, fb) = pair(3);
     a.ok(&mut lab, Call::Shutdown(fa, Shutdown::Wr));

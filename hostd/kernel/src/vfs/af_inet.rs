@@ -481,9 +481,11 @@ impl Kernel {
         }
         let mut done = Ok(());
         match state {
-            State::SynSent => done = self.stream_disconnect(sk),
-            State::Listen if bits & RCV_SHUTDOWN != 0 => done = self.stream_disconnect(sk),
-            State::Listen => {}
+            State::Listen if bits & RCV_SHUTDOWN == 0 => {}
+            State::SynSent | State::Listen => {
+                done = self.stream_disconnect(sk);
+                self.sk_error_report(sk);
+            }
             _ => {
                 // An unconnected socket is marked too: `poll` shows it, and waiters wake.
                 sk.shutdown |= bits;
