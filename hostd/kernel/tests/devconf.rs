@@ -85,7 +85,7 @@ fn every_interface_has_its_folder_beside_those_of_all_and_default() {
     let kernel = &lab.hosts[0].kernel;
     let names = |path: &str| kernel.procfs_list(path).expect("a directory").into_iter().map(|e| e.name).collect::<Vec<_>>();
     assert_eq!(names("/proc/sys/net/ipv4/conf"), ["all", "default", "eth0", "eth1", "lo"]);
-    assert_eq!(names("/proc/sys/net/ipv4/conf/eth0").len(), 12);
+    assert_eq!(names("/proc/sys/net/ipv4/conf/eth0").len(), 13);
     let mut write = |path: &str, text: &str| lab.hosts[0].kernel.procfs_write(&format!("/proc/sys/net/ipv4/conf/{path}"), text.as_bytes());
     assert_eq!(write("eth0/arp_ignore", "2\n"), Ok(2));
     assert_eq!(write("eth0/arp_ignore", "much"), Err(Errno::EINVAL));
