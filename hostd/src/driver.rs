@@ -17,6 +17,7 @@ mod netdev;
 
 pub use netdev::{Due, RingDriver, Settings};
 
+use crate::host::monotonic;
 use arrayvec::ArrayVec;
 use ringlab_kernel::dev::net_device::{RxFrame, TxIrq};
 use ringlab_kernel::skb::{Frag, MAX_SKB_FRAGS, SkBuff};
@@ -25,7 +26,6 @@ use ringlab_ring::memory::Region;
 use ringlab_ring::packed::{DriverQueue, Features, Layout, RingError};
 use ringlab_ring::pool::{Buf, Pool};
 use ringlab_ring::vnet::{VNET_HDR_LEN, VnetHdr};
-use rustix::time::{ClockId, clock_gettime};
 use std::collections::VecDeque;
 
 /// Octets of a receive buffer.
@@ -222,8 +222,7 @@ impl Nic {
     /// Rings the doorbell of a queue's transmit ring.
     pub fn ring(&self, queue: u16) {
         if let Some(bell) = self.attachment.as_ref().and_then(|a| a.kick.get(usize::from(queue) * 2 + 1)) {
-            let now = clock_gettime(ClockId::Monotonic);
-            bell.ring_at(now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64);
+            bell.ring_at(monotonic());
         }
     }
 

@@ -78,9 +78,9 @@ impl Clock {
     }
 }
 
-/// Nanoseconds. `std`'s clock does the same and converts twice: it is read some ten times a packet.
+/// Nanoseconds of the machine's monotonic clock. `std`'s clock does the same and converts twice: it is read some ten times a packet.
 #[inline]
-fn monotonic() -> u64 {
+pub fn monotonic() -> u64 {
     let t = clock_gettime(ClockId::Monotonic);
     t.tv_sec as u64 * 1_000_000_000 + t.tv_nsec as u64
 }

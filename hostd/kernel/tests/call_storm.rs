@@ -3,6 +3,7 @@
 
 mod common;
 
+use common::dice::Dice;
 use common::tasks::{NONBLOCK, Prog};
 use common::{A, ADDR_A, ADDR_B, B, Lab, PortConfig};
 use ringlab_kernel::syscall::signal::Owner;
@@ -15,19 +16,8 @@ use std::time::Duration;
 const STEPS: usize = 400;
 const ROOM: u32 = 1 << 17;
 
-/// Numbers to choose by.
-struct Dice(u64);
-
+/// Arguments.
 impl Dice {
-    fn below(&mut self, n: u32) -> u32 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        ((self.0 >> 33) % u64::from(n)) as u32
-    }
-
-    fn of<T: Copy>(&mut self, from: &[T]) -> T {
-        from[self.below(from.len() as u32) as usize]
-    }
-
     fn int(&mut self) -> i32 {
         match self.below(3) {
             0 => self.of(&[0, 1, -1, 2, i32::MAX, i32::MIN, 65536, 255, 4096, 1 << 20]),

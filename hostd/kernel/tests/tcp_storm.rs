@@ -4,6 +4,7 @@
 mod common;
 mod tcp_support;
 
+use common::dice::Dice;
 use common::tasks::{NONBLOCK, Prog, STREAM};
 use common::{ADDR_A, ADDR_B, Dir, Frame, HostConfig, Lab, Path, mac};
 use ringlab_kernel::dev::net_device::MacAddr;
@@ -20,20 +21,6 @@ const STEPS: usize = 70;
 /// Octets that the host sends in a walk, at most.
 const WRITTEN: usize = 1 << 18;
 const BUFFER: u64 = 1 << 16;
-
-/// Numbers to choose by.
-struct Dice(u64);
-
-impl Dice {
-    fn below(&mut self, n: u32) -> u32 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        ((self.0 >> 33) % u64::from(n)) as u32
-    }
-
-    fn of<T: Copy>(&mut self, from: &[T]) -> T {
-        from[self.below(from.len() as u32) as usize]
-    }
-}
 
 /// One conversation of the host with a peer who says anything.
 struct Walk {

@@ -7,6 +7,7 @@
 #![allow(dead_code, reason = "each test file uses a part")]
 
 pub mod build;
+pub mod dice;
 pub mod driver;
 pub mod frame;
 pub mod memory;
