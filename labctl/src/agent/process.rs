@@ -28,6 +28,9 @@ pub struct Process {
     child: Mutex<Option<Child>>,
 }
 
+/// Longest wait for the end of a process that has been killed.
+const DYING: rustix::time::Timespec = rustix::time::Timespec { tv_sec: 5, tv_nsec: 0 };
+
 impl Process {
     /// Takes charge of a child.
     pub fn of_child(child: Child) -> io::Result<Arc<Self>> {
@@ -46,7 +49,13 @@ impl Process {
             Err(error) => return Err(error),
         };
         // Read after the pidfd is open: if it matches, the pidfd is of this process.
-        if start_time(pid) != Some(start_time_then) || is_zombie(pid) {
+        if start_time(pid) != Some(start_time_then) {
+            return Ok(None);
+        }
+        if is_zombie(pid) || is_dying(pid) {
+            // What it holds is free when all its threads have ended.
+            let mut fds = [rustix::event::PollFd::new(&pidfd, rustix::event::PollFlags::IN)];
+            let _ = rustix::event::poll(&mut fds, Some(&DYING));
             return Ok(None);
         }
         Ok(Some(Arc::new(Self { pid, start_time: start_time_then, pidfd: watch(pidfd)?, child: Mutex::new(None) })))
@@ -232,6 +241,16 @@ fn stat_fields(pid: u32) -> Option<Vec<String>> {
 /// Field 22, counted from 1; the first after the name is field 3.
 fn start_time(pid: u32) -> Option<u64> {
     stat_fields(pid)?.get(22 - 3)?.parse().ok()
+}
+
+/// True for a process that has been killed and still ends: its memory is gone, or it has yet to notice.
+fn is_dying(pid: u32) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let killed = |name: &str| {
+        let pending = status.lines().find_map(|l| u64::from_str_radix(l.strip_prefix(name)?.trim(), 16).ok());
+        pending.is_some_and(|set| set & 1 << (Signal::KILL.as_raw() - 1) != 0)
+    };
+    !status.lines().any(|l| l.starts_with("VmSize:")) || killed("SigPnd:") || killed("ShdPnd:")
 }
 
 fn is_zombie(pid: u32) -> bool {
