@@ -1,8 +1,8 @@
 //! A root, binds, environment, directory and user of a node's own, as root and as an ordinary user made for the test.
 
 use crate::guest_profile::under_a_containers_profile;
-use crate::{TWO_HOSTS, expect_clean, in_site};
-use ringlab_tests::lab::Site;
+use crate::{TWO_HOSTS, expect_clean, in_site, in_site_for_others};
+use ringlab_tests::lab::{Site, started_by};
 use ringlab_tests::leftovers::Snapshot;
 use std::path::Path;
 use std::process::{Command, Output};
@@ -30,9 +30,9 @@ impl As {
             remove_files(site);
         };
         if rustix::process::geteuid().is_root() {
-            in_site(|site| clean(site, As::Root));
+            in_site_for_others(|site| clean(site, As::Root));
         }
-        in_site(|site| clean(site, As::Ordinary));
+        in_site_for_others(|site| clean(site, As::Ordinary));
     }
 
     fn labctl(self, site: &Site, args: &[&str]) -> Command {
@@ -43,9 +43,8 @@ impl As {
         let mut command = Command::new("setpriv");
         let id = format!("{ORDINARY}");
         command.args(["--reuid", &id, "--regid", &id, "--clear-groups", "--inh-caps=-all", "--bounding-set=-all"]);
-        command.arg(labctl.get_program()).args(labctl.get_args());
-        command.envs(labctl.get_envs().filter_map(|(name, value)| Some((name, value?)))).env("HOME", "/");
-        command
+        command.env("HOME", "/");
+        started_by(command, &labctl)
     }
 
     fn run(self, site: &Site, args: &[&str]) -> Output {

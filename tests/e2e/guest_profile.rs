@@ -1,8 +1,8 @@
 //! Unmodified programs where the machine refuses what they could be arranged with: under the filter of Docker's default
 //! profile (`container.py`), as a user without any capability, and both at once.
 
-use crate::{TWO_HOSTS, in_site};
-use ringlab_tests::lab::Site;
+use crate::{TWO_HOSTS, in_site, in_site_for_others};
+use ringlab_tests::lab::{Site, started_by};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -47,9 +47,8 @@ fn works(site: &Site, wrap: impl Fn(&[&str]) -> Command) {
 /// The command under the profile.
 pub fn under_a_containers_profile(labctl: &Command) -> Command {
     let mut command = Command::new(PYTHON);
-    command.args(["-c", PROFILE]).arg(labctl.get_program()).args(labctl.get_args());
-    command.envs(labctl.get_envs().filter_map(|(name, value)| Some((name, value?)))).stdin(Stdio::null());
-    command
+    command.args(["-c", PROFILE]);
+    started_by(command, labctl)
 }
 
 #[test]
@@ -110,7 +109,7 @@ fn abstract_names_are_the_hosts(site: &Site, refused: &str, hosts: &[&str], wrap
 
 #[test]
 fn abstract_names_of_sockets_are_a_hosts_own() {
-    in_site(|site| {
+    in_site_for_others(|site| {
         own(&site.dir);
         abstract_names_are_the_hosts(site, "EPERM", &["a"], |args| as_ordinary_user(&site.labctl(args)));
     });
@@ -121,7 +120,7 @@ fn abstract_names_of_sockets_are_a_hosts_own() {
 
 #[test]
 fn programs_run_for_a_user_without_capabilities() {
-    in_site(|site| {
+    in_site_for_others(|site| {
         own(&site.dir);
         works(site, |args| as_ordinary_user(&site.labctl(args)));
     });
@@ -140,18 +139,12 @@ fn own(dir: &Path) {
 
 /// The command as the ordinary user without capabilities; whoever runs the tests, unless that is root.
 fn as_ordinary_user(labctl: &Command) -> Command {
-    let environment = labctl.get_envs().filter_map(|(name, value)| Some((name, value?)));
-    let mut command = if rustix::process::geteuid().is_root() {
+    let mut wrapper = Command::new(if rustix::process::geteuid().is_root() { "setpriv" } else { "env" });
+    if rustix::process::geteuid().is_root() {
         let id = ORDINARY.to_string();
-        let mut setpriv = Command::new("setpriv");
-        setpriv.args(["--reuid", &id, "--regid", &id, "--clear-groups", "--inh-caps=-all", "--bounding-set=-all"]);
-        setpriv.arg(labctl.get_program());
-        setpriv
-    } else {
-        Command::new(labctl.get_program())
-    };
-    command.args(labctl.get_args()).envs(environment).stdin(Stdio::null());
-    command
+        wrapper.args(["--reuid", &id, "--regid", &id, "--clear-groups", "--inh-caps=-all", "--bounding-set=-all"]);
+    }
+    started_by(wrapper, labctl)
 }
 
 /// Answers of the filter: error numbers, 0 for success.
@@ -172,7 +165,7 @@ const WANT: &str =
 
 #[test]
 fn servers_and_clients_run_in_a_container_for_an_ordinary_user() {
-    in_site(|site| {
+    in_site_for_others(|site| {
         let wrap = |command: &Command| as_ordinary_user(&under_a_containers_profile(command));
         let run = |command: Command| {
             let out = wrap(&command).output().expect("starts");

@@ -1,33 +1,40 @@
 //! What signals do to programs' calls: as on the machine itself.
 
 use crate::{TWO_HOSTS, in_site};
-use std::path::PathBuf;
+use ringlab_tests::reach::Reachable;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// A program of `c/`, compiled for one test.
-pub struct Compiled(PathBuf);
+pub struct Compiled {
+    program: PathBuf,
+    _dir: Reachable,
+}
 
 impl Compiled {
-    /// Compiles it.
+    /// Compiles it, where every user may run it.
     pub fn new(source: &str) -> Self {
-        let out = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("{source}-{}", std::process::id()));
+        let dir = Reachable::like(Path::new(env!("CARGO_TARGET_TMPDIR")));
+        let out = dir.dir.join(format!("{source}-{}", std::process::id()));
         let source = format!("{}/e2e/c/{source}.c", env!("CARGO_MANIFEST_DIR"));
         let mut cc = Command::new("cc");
         cc.args(["-std=gnu11", "-O1", "-Wall", "-Wextra", "-Werror", "-pthread", "-o"]).arg(&out).arg(source);
         let done = cc.output().expect("a C compiler is installed by tests/setup.sh");
         assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
-        Self(out)
+        std::fs::set_permissions(&out, PermissionsExt::from_mode(0o755)).expect("ours");
+        Self { program: out, _dir: dir }
     }
 
     /// Where it is.
     pub fn path(&self) -> &str {
-        self.0.to_str().expect("a path of the build")
+        self.program.to_str().expect("a path of the build")
     }
 }
 
 impl Drop for Compiled {
     fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.0);
+        let _ = std::fs::remove_file(&self.program);
     }
 }
 

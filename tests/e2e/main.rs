@@ -24,6 +24,7 @@ mod guest_tools;
 mod iproute;
 mod lifecycle;
 mod openssh;
+mod reach;
 mod real_peer;
 mod refusal;
 mod stale;
@@ -51,9 +52,17 @@ links:
 
 /// Runs a test in a site of its own and expects that nothing is left of it.
 fn in_site(test: impl FnOnce(&Site)) {
-    let site = Site::new();
+    within(&Site::new(), test);
+}
+
+/// As [`in_site`], for a test that runs programs as another user.
+fn in_site_for_others(test: impl FnOnce(&Site)) {
+    within(&Site::for_others(), test);
+}
+
+fn within(site: &Site, test: impl FnOnce(&Site)) {
     let before = Snapshot::of(&site.dir);
-    test(&site);
+    test(site);
     let held = Held::by(&site.dir);
     site.ok(&["destroy", "--all"]);
     expect_clean(&site.dir, &before);

@@ -250,7 +250,7 @@ fn other_users_are_refused_by_every_socket_by_mode_and_by_credentials() {
 
 #[test]
 fn an_ordinary_user_runs_emulated_hosts_and_is_told_what_real_linux_needs() {
-    let site = Site::new();
+    let site = Site::for_others();
     std::os::unix::fs::chown(&site.dir, Some(NOBODY), Some(NOBODY)).expect("root");
     let before = Snapshot::of(&site.dir);
     let as_user = |args: &[&str]| site.labctl(args).uid(NOBODY).gid(NOBODY).output().expect("labctl starts");

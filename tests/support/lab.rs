@@ -1,7 +1,8 @@
 //! A lab, deployed with `labctl` under a state directory of its own (and so an
 //! agent of its own: tests do not meet).
 
-use crate::{bin, fresh_dir, stale};
+use crate::reach::{Reachable, temporary};
+use crate::{fresh_dir, fresh_dir_in, stale};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -25,21 +26,36 @@ links:
 pub struct Site {
     /// `RINGLAB_DIR` of everything below.
     pub dir: PathBuf,
+    programs: Reachable,
+    for_others: bool,
 }
 
 impl Site {
     /// An empty one.
     ///
     /// # Panics
-    /// If the directory cannot be made.
+    /// If the directory cannot be made, or the programs have not been built.
     pub fn new() -> Self {
-        Self { dir: fresh_dir(stale::SITE) }
+        Self { dir: fresh_dir(stale::SITE), programs: Reachable::built(), for_others: false }
+    }
+
+    /// An empty one whose programs and directory are where another user reaches them.
+    ///
+    /// # Panics
+    /// As [`Self::new`].
+    pub fn for_others() -> Self {
+        let programs = Reachable::programs();
+        Self { dir: fresh_dir_in(&temporary(), stale::SITE), programs, for_others: true }
     }
 
     /// A `labctl` command.
     pub fn labctl(&self, args: &[&str]) -> Command {
-        let mut c = Command::new(bin("labctl"));
+        let mut c = Command::new(self.programs.dir.join("labctl"));
         c.args(args).env("RINGLAB_DIR", &self.dir).env("NO_COLOR", "1").env("CI", "true").stdin(Stdio::null());
+        if self.for_others {
+            // The test's own directory may be one that they cannot enter.
+            c.current_dir(&self.dir);
+        }
         c
     }
 
@@ -100,6 +116,16 @@ impl Site {
         collect_logs(&self.dir, &mut text);
         text
     }
+}
+
+/// A command, started by another one that takes it as its last arguments: with its directory and environment.
+pub fn started_by(mut wrapper: Command, command: &Command) -> Command {
+    wrapper.arg(command.get_program()).args(command.get_args()).stdin(Stdio::null());
+    wrapper.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    if let Some(dir) = command.get_current_dir() {
+        wrapper.current_dir(dir);
+    }
+    wrapper
 }
 
 fn collect_logs(dir: &Path, text: &mut String) {

@@ -6,10 +6,11 @@
 
 pub mod lab;
 pub mod leftovers;
+pub mod reach;
 pub mod stale;
 pub mod veth;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Where the release binaries are: `RINGLAB_BIN`, or `target/release` of this checkout.
 pub fn bin_dir() -> PathBuf {
@@ -41,8 +42,13 @@ pub fn unique(prefix: &str) -> String {
 /// # Panics
 /// If it cannot be made.
 pub fn fresh_dir(prefix: &str) -> PathBuf {
+    fresh_dir_in(&std::env::temp_dir(), prefix)
+}
+
+/// As [`fresh_dir`], in a directory of temporary files.
+fn fresh_dir_in(temporary: &Path, prefix: &str) -> PathBuf {
     stale::sweep_once();
-    let dir = std::env::temp_dir().join(unique(prefix));
+    let dir = temporary.join(unique(prefix));
     stale::make_dir(&dir).expect("a fresh directory");
     dir
 }

@@ -5,8 +5,10 @@
 //! with the processes that belong to it: those that have the state directory in their environment, or run in the namespace.
 
 use crate::bin_dir;
+use crate::reach::temporary;
 use rustix::fs::{FlockOperation, flock};
 use rustix::process::{Pid, Signal, geteuid, kill_process, test_kill_process};
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
@@ -50,7 +52,8 @@ pub(crate) fn make_dir(path: &Path) -> io::Result<()> {
 
 /// Removes what killed test processes have left.
 pub fn sweep() {
-    for (path, name) in entries(&std::env::temp_dir()) {
+    let places = BTreeSet::from([std::env::temp_dir(), temporary()]);
+    for (path, name) in places.iter().flat_map(|dir| entries(dir)) {
         let site = is_of_the_dead(&name, SITE);
         if (site || FILES.iter().any(|prefix| is_of_the_dead(&name, prefix)))
             && let Some(_lock) = take(&path)
