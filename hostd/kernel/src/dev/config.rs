@@ -4,7 +4,6 @@
 use super::net_device::{IfIndex, MacAddr};
 use crate::Kernel;
 use crate::errno::Errno;
-use crate::ip::route::PROT_KERNEL;
 use alloc::string::String;
 
 impl Kernel {
@@ -29,8 +28,8 @@ impl Kernel {
         self.dev_deactivate(dev);
         self.neigh_ifdown(dev);
         self.rtnl_link(dev.0);
-        // Routes go with the interface without a word, as Linux's do; its addresses stay.
-        self.fib.flush(|e| e.dev == dev.0 && e.proto != PROT_KERNEL);
+        // Its addresses stay.
+        self.fib_disable_ip(dev);
         let loopback = dev.0 == 1;
         self.fib.sync(dev.0, false, loopback);
         self.linkdown_sync();

@@ -1,6 +1,6 @@
 //! Addresses of interfaces (Linux `devinet.c`), and the routes that come and go with them (`fib_frontend.c`).
 
-use super::route::{Entry, IFA_F_PERMANENT, IFA_F_SECONDARY, IfAddr, in_prefix, scope};
+use super::route::{Entry, IFA_F_PERMANENT, IFA_F_SECONDARY, IfAddr, PROT_KERNEL, in_prefix, scope};
 use crate::Kernel;
 use crate::dev::net_device::IfIndex;
 use crate::errno::Errno;
@@ -64,7 +64,17 @@ impl Kernel {
                 self.fib_flush(|e| e.src == a.addr);
             }
         }
+        if !self.fib.addrs().any(|a| a.dev == ifa.dev) {
+            self.fib_disable_ip(IfIndex(ifa.dev));
+        }
         Ok(())
+    }
+
+    /// The interface has no address any more, or is off (Linux `fib_disable_ip`): what an administrator's routes say of it goes without
+    /// a word, and with it what is known of its neighbours.
+    pub(crate) fn fib_disable_ip(&mut self, dev: IfIndex) {
+        self.fib.flush(|e| e.dev == dev.0 && e.proto != PROT_KERNEL);
+        self.neigh_ifdown(dev);
     }
 
     /// The interface's own list follows the table of addresses.
@@ -78,7 +88,9 @@ impl Kernel {
     /// Makes the kernel's own routes of an interface what its addresses and its state say.
     pub(crate) fn fib_sync(&mut self, dev: u32) {
         let Some(device) = self.devs.get(IfIndex(dev)) else { return };
-        let (gone, fresh) = self.fib.sync(dev, device.up, device.is_loopback());
+        let (mut gone, fresh) = self.fib.sync(dev, device.up, device.is_loopback());
+        // Linux takes away in the other order than it adds: connected, broadcast, local.
+        gone.reverse();
         self.rtnl_routes(false, &gone);
         self.rtnl_routes(true, &fresh);
     }
