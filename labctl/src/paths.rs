@@ -11,6 +11,7 @@
 //! ```
 
 use rustix::fs::FlockOperation;
+use rustix::io::Errno;
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
@@ -130,16 +131,28 @@ impl StateDir {
 
     /// Takes the lock that an agent holds while it lives; waits for a predecessor to end.
     pub fn lock_agent(&self) -> io::Result<FileLock> {
-        FileLock::take(&self.root.join("agent.lock"))
+        self.lock("agent.lock")
     }
 
     /// Takes the lock under which an agent is started.
     pub fn lock_start(&self) -> io::Result<FileLock> {
-        FileLock::take(&self.root.join("start.lock"))
+        self.lock("start.lock")
     }
 
-    /// Removes what an agent without labs leaves. The caller holds the agent's lock.
+    /// Takes a lock. An agent that ends may take the directory with it: it is made anew.
+    fn lock(&self, name: &str) -> io::Result<FileLock> {
+        loop {
+            match FileLock::take(&self.root.join(name)) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => self.prepare().map_err(io::Error::other)?,
+                taken => return taken,
+            }
+        }
+    }
+
+    /// Removes what an agent without labs leaves. The caller holds the agent's lock. Nothing, while somebody starts the next agent: that
+    /// one has it; and a third could take a new lock beside theirs, to wait for an agent that nobody ends.
     pub fn clear(&self) {
+        let Ok(Some(_start)) = FileLock::try_take(&self.root.join("start.lock")) else { return };
         for name in ["agent.sock", "agent.log", "start.lock", "agent.lock"] {
             let _ = std::fs::remove_file(self.root.join(name));
         }
@@ -157,14 +170,28 @@ pub struct FileLock {
 }
 
 impl FileLock {
-    /// Waits for the lock on `path`. A file that was removed while we waited is no lock: begin anew.
+    /// Waits for the lock on `path`.
     fn take(path: &Path) -> io::Result<Self> {
+        let taken = Self::lock(path, FlockOperation::LockExclusive)?;
+        taken.ok_or_else(|| io::ErrorKind::WouldBlock.into())
+    }
+
+    /// Takes the lock on `path`; `None`: somebody has it.
+    fn try_take(path: &Path) -> io::Result<Option<Self>> {
+        Self::lock(path, FlockOperation::NonBlockingLockExclusive)
+    }
+
+    /// A file that was removed meanwhile is no lock: begin anew.
+    fn lock(path: &Path, operation: FlockOperation) -> io::Result<Option<Self>> {
         loop {
             let file = OpenOptions::new().create(true).append(true).mode(0o600).open(path)?;
-            rustix::fs::flock(&file, FlockOperation::LockExclusive)?;
+            match rustix::fs::flock(&file, operation) {
+                Err(Errno::WOULDBLOCK) => return Ok(None),
+                locked => locked?,
+            }
             let held = file.metadata()?;
             if std::fs::metadata(path).is_ok_and(|now| now.ino() == held.ino() && now.dev() == held.dev()) {
-                return Ok(Self { _file: file });
+                return Ok(Some(Self { _file: file }));
             }
         }
     }
@@ -205,5 +232,37 @@ mod tests {
         drop(first);
         let _second = waiter.join().unwrap();
         assert!(path.exists(), "the second holder's lock is the file that is there now");
+    }
+
+    #[test]
+    fn agent_that_waits_for_its_predecessor_outlives_the_directory() {
+        let base = crate::scratch::Scratch::new("paths-clear");
+        let state = StateDir { root: base.path().join("state"), chosen: false };
+        state.prepare().unwrap();
+        let first = state.lock_agent().unwrap();
+        let waiter = std::thread::spawn({
+            let state = state.clone();
+            move || state.lock_agent()
+        });
+        state.clear();
+        drop(first);
+        let _second = waiter.join().unwrap().unwrap();
+        assert!(state.root().join("agent.lock").exists());
+        state.check().unwrap();
+    }
+
+    #[test]
+    fn nothing_is_removed_while_the_next_agent_is_started() {
+        let base = crate::scratch::Scratch::new("paths-start");
+        let state = StateDir { root: base.path().join("state"), chosen: false };
+        state.prepare().unwrap();
+        let _agent = state.lock_agent().unwrap();
+        let starts = state.lock_start().unwrap();
+        std::fs::write(state.log(), "of the next agent").unwrap();
+        state.clear();
+        assert!(state.log().exists() && FileLock::try_take(&state.root().join("start.lock")).unwrap().is_none());
+        drop(starts);
+        state.clear();
+        assert!(!state.root().exists());
     }
 }

@@ -189,6 +189,67 @@ fn killed_router_reboots_and_forwards_again() {
     });
 }
 
+#[test]
+fn nicd_and_hostd_of_a_node_that_are_killed_together_come_back_together() {
+    in_site(|site| {
+        let lab = site.deploy(TWO_HOSTS);
+        for round in 1..=3 {
+            let old = ["nicd", "hostd"].map(|daemon| lab.pid("a", daemon));
+            old.into_iter().for_each(kill);
+            eventually("the node works again", 30, || fetches(&lab));
+            let node = lab.node("a");
+            assert_eq!(node["restarts"], 2 * round, "{}", site.logs());
+            assert!(node["nicd_pid"] != old[0] && node["hostd_pid"] != old[1], "{node}");
+        }
+        let log = std::fs::read_to_string(site.dir.join("agent.log")).expect("the agent's log");
+        assert!(!log.contains("cannot be started"), "{log}");
+    });
+}
+
+/// Stops a node's NIC and kills its host; who then starts the host anew has one that waits for its NIC. That is killed then.
+fn nic_ends_under_its_waiting_host(lab: &Lab<'_>, before: impl FnOnce(), after: impl FnOnce()) {
+    let [nicd, old] = ["nicd", "hostd"].map(|daemon| lab.pid("a", daemon));
+    before();
+    kill_process(Pid::from_raw(nicd).expect("a process number"), Signal::STOP).expect("it runs");
+    kill(old);
+    after();
+    eventually("a new host waits for its NIC", 30, || daemon_pid(lab.site, "hostd", "a").is_some_and(|pid| pid != old));
+    kill(nicd);
+}
+
+#[test]
+fn host_whose_nic_is_killed_while_it_starts_is_started_with_a_new_one() {
+    in_site(|site| {
+        let lab = site.deploy(TWO_HOSTS);
+        nic_ends_under_its_waiting_host(&lab, || (), || ());
+        eventually("the node works again", 30, || fetches(&lab));
+        let log = std::fs::read_to_string(site.dir.join("agent.log")).expect("the agent's log");
+        assert!(log.contains("failure=nicd-a: ended"), "it is not waited for: {log}");
+    });
+}
+
+#[test]
+fn adopted_lab_of_which_more_is_killed_while_it_is_repaired_goes_on() {
+    in_site(|site| {
+        let lab = site.deploy(TWO_HOSTS);
+        let others = || ["nicd", "hostd"].map(|daemon| lab.pid("b", daemon));
+        let before = others();
+        let mut list = None;
+        // Stopped before the agent has ended, the NIC would be hung up on as an orphan.
+        let end_agent = || {
+            let agent = agent_pid(site);
+            kill(agent);
+            let stat = || std::fs::read_to_string(format!("/proc/{agent}/stat")).unwrap_or_default();
+            eventually("the agent has ended", 30, || stat().is_empty() || stat().contains(") Z "));
+        };
+        nic_ends_under_its_waiting_host(&lab, end_agent, || list = Some(lab.spawn(site.labctl(&["list"]))));
+        let out = list.expect("it was started").wait_with_output().expect("it ends");
+        assert!(String::from_utf8_lossy(&out.stdout).contains("two"), "{out:?}\n{}", site.logs());
+        eventually("the lab works again", 30, || fetches(&lab));
+        assert_eq!(others(), before, "what was whole went on");
+    });
+}
+
 /// A lab that cannot come up: its program never listens where it should. Its deployment stays half done.
 fn half_deployed(site: &Site) -> std::process::Child {
     let yaml = TWO_HOSTS.replace("ready: {tcp: 80}", "ready: {tcp: 81}").replace("  b:\n", "  c: {kind: linux}\n  b:\n");
@@ -204,11 +265,11 @@ fn half_deployed(site: &Site) -> std::process::Child {
 }
 
 /// The process of a node's daemon, found by its arguments: the lab is not up yet.
-fn daemon_pid(site: &Site, program: &str, node: &str) -> i32 {
+fn daemon_pid(site: &Site, program: &str, node: &str) -> Option<i32> {
     let processes = Snapshot::of(&site.dir).processes;
     let wanted = format!(" --node {node} ");
     let found = processes.iter().find(|p| p.contains(&format!("/{program} --run-dir")) && p.contains(&wanted));
-    found.expect("it runs").split(':').next().expect("pid").parse().expect("a number")
+    found.map(|p| p.split(':').next().expect("pid").parse().expect("a number"))
 }
 
 #[test]
@@ -246,7 +307,7 @@ fn half_deployed_lab_whose_daemon_dies_is_undone_and_says_so() {
     let before = Snapshot::of(&site.dir);
     let deploy = half_deployed(&site);
     let held = Held::by(&site.dir);
-    kill(daemon_pid(&site, "hostd", "b"));
+    kill(daemon_pid(&site, "hostd", "b").expect("it runs"));
     let out = deploy.wait_with_output().expect("it ends");
     let text = String::from_utf8_lossy(&out.stderr).into_owned();
     assert_eq!(out.status.code(), Some(4), "{text}");

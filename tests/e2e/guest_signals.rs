@@ -2,7 +2,6 @@
 
 use crate::{TWO_HOSTS, in_site};
 use ringlab_tests::reach::Reachable;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -22,7 +21,6 @@ impl Compiled {
         cc.args(["-std=gnu11", "-O1", "-Wall", "-Wextra", "-Werror", "-pthread", "-o"]).arg(&out).arg(source);
         let done = cc.output().expect("a C compiler is installed by tests/setup.sh");
         assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
-        std::fs::set_permissions(&out, PermissionsExt::from_mode(0o755)).expect("ours");
         Self { program: out, _dir: dir }
     }
 

@@ -3,6 +3,7 @@
 use crate::TWO_HOSTS;
 use ringlab_tests::bin;
 use ringlab_tests::leftovers::Snapshot;
+use ringlab_tests::reach::temporary;
 use ringlab_tests::stale::{NAMESPACE, SITE, sweep};
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -30,7 +31,7 @@ struct Test {
 
 impl Test {
     fn start() -> Self {
-        let tmp = std::env::temp_dir();
+        let tmp = temporary();
         let mut sh = Command::new("sh");
         sh.args(["-ec", TEST]).stdin(Stdio::piped()).stdout(Stdio::piped()).env("NO_COLOR", "1");
         sh.env("TMP", &tmp).env("SITE", SITE).env("NAMESPACE", NAMESPACE).env("TOPOLOGY", TWO_HOSTS).env("LABCTL", bin("labctl"));

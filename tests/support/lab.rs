@@ -1,8 +1,8 @@
 //! A lab, deployed with `labctl` under a state directory of its own (and so an
 //! agent of its own: tests do not meet).
 
-use crate::reach::{Reachable, temporary};
-use crate::{fresh_dir, fresh_dir_in, stale};
+use crate::reach::Reachable;
+use crate::{fresh_dir, stale};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -39,13 +39,12 @@ impl Site {
         Self { dir: fresh_dir(stale::SITE), programs: Reachable::built(), for_others: false }
     }
 
-    /// An empty one whose programs and directory are where another user reaches them.
+    /// An empty one whose programs another user reaches, too.
     ///
     /// # Panics
     /// As [`Self::new`].
     pub fn for_others() -> Self {
-        let programs = Reachable::programs();
-        Self { dir: fresh_dir_in(&temporary(), stale::SITE), programs, for_others: true }
+        Self { dir: fresh_dir(stale::SITE), programs: Reachable::programs(), for_others: true }
     }
 
     /// A `labctl` command.

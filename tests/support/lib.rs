@@ -10,7 +10,7 @@ pub mod reach;
 pub mod stale;
 pub mod veth;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// Where the release binaries are: `RINGLAB_BIN`, or `target/release` of this checkout.
 pub fn bin_dir() -> PathBuf {
@@ -37,18 +37,15 @@ pub fn unique(prefix: &str) -> String {
     format!("{prefix}{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
 }
 
-/// A fresh directory of this process for temporary files.
+/// A fresh directory of this process for temporary files, which other users may enter.
 ///
 /// # Panics
 /// If it cannot be made.
 pub fn fresh_dir(prefix: &str) -> PathBuf {
-    fresh_dir_in(&std::env::temp_dir(), prefix)
-}
-
-/// As [`fresh_dir`], in a directory of temporary files.
-fn fresh_dir_in(temporary: &Path, prefix: &str) -> PathBuf {
+    // Programs of the tests become other users: what is made from here on is not for one user alone.
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     stale::sweep_once();
-    let dir = temporary.join(unique(prefix));
+    let dir = reach::temporary().join(unique(prefix));
     stale::make_dir(&dir).expect("a fresh directory");
     dir
 }

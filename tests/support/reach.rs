@@ -1,6 +1,6 @@
 //! What other users must reach: the checkout may lie in a folder that only root may enter.
 
-use crate::{bin, bin_dir, fresh_dir_in};
+use crate::{bin, bin_dir, fresh_dir};
 use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -23,11 +23,9 @@ impl Reachable {
     /// # Panics
     /// If none can be made.
     pub fn like(dir: &Path) -> Self {
-        // What the test makes from here on is not for its user alone, as the checkout may be.
-        rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
         match dir.canonicalize() {
             Ok(dir) if may_enter(&dir) => Self { dir, made: false },
-            _ => Self { dir: fresh_dir_in(&temporary(), "ringlab-files-"), made: true },
+            _ => Self { dir: fresh_dir("ringlab-files-"), made: true },
         }
     }
 

@@ -16,6 +16,9 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
+/// How often a lab is repaired.
+const ATTEMPTS: u32 = 5;
+
 /// Adopts every lab below `labs`; removes those that were not deployed to the end or whose machine was restarted since.
 pub async fn adopt_all(labs: &Path, programs: &Path) -> BTreeMap<String, Arc<Lab>> {
     let mut adopted = BTreeMap::new();
@@ -69,7 +72,7 @@ async fn adopt(run_dir: &Path, owned: Owned, programs: &Path) -> Result<Arc<Lab>
     let mut keys = Vec::new();
     let mut strangers = Vec::new();
     for (key, process) in &owned.processes {
-        let found = processes([process]);
+        let found = processes([process]).await;
         let named = process.identity.is_some() && !owned.changing.iter().any(|node| key.split(' ').nth(1) == Some(node));
         match found.into_iter().next() {
             Some(process) if named && take(&maker, &plan, key, &process) => {}
@@ -82,14 +85,50 @@ async fn adopt(run_dir: &Path, owned: Owned, programs: &Path) -> Result<Arc<Lab>
     }
     end_all(&strangers, true).await;
     lab.journal(keys.into_iter().map(|key| Record::Gone { key }))?;
-    let diff = repairs(&lab, &plan, &owned.changing);
-    if !diff.nodes.is_empty() {
-        tracing::info!(lab = name, nodes = ?diff.nodes, "parts that have ended meanwhile are started anew");
-        apply(&maker, &plan, &diff, &Progress::new(None), &Cancel::new()).await?;
-        lab.commit([Record::Commit])?;
-    }
+    repair(&maker, &plan).await?;
     drop(life);
     Ok(lab)
+}
+
+/// Starts what has ended anew. What is killed while that goes on is no reason to give the lab up: it is started anew, too.
+async fn repair(maker: &Maker, plan: &Plan) -> Result<(), Failure> {
+    let lab = &maker.lab;
+    for attempt in 1.. {
+        let diff = repairs(lab, plan, &lab.owned().changing);
+        if diff.nodes.is_empty() {
+            break;
+        }
+        let kept = kept(lab, &diff);
+        tracing::info!(lab = lab.name, nodes = ?diff.nodes, "parts that have ended meanwhile are started anew");
+        match apply(maker, plan, &diff, &Progress::new(None), &Cancel::new()).await {
+            Ok(_) => {
+                lab.commit([Record::Commit])?;
+                break;
+            }
+            Err(failure) if attempt < ATTEMPTS && kept.iter().any(|process| process.is_going()) => {
+                tracing::warn!(lab = lab.name, %failure, attempt, "a lab cannot be repaired, because more of it has ended");
+            }
+            Err(failure) => return Err(failure),
+        }
+    }
+    Ok(())
+}
+
+/// The daemons that go on as they are.
+fn kept(lab: &Lab, diff: &Diff) -> Vec<Arc<Process>> {
+    let mut kept = Vec::new();
+    for (name, node) in &lab.state().nodes {
+        let (nic, host) = match diff.nodes.iter().find(|(other, _)| other == name) {
+            None => (Part::Keep, Part::Keep),
+            Some((_, NodeChange::Update { nic, host })) => (*nic, *host),
+            Some(_) => continue,
+        };
+        let goes_on =
+            |part, daemon: &Option<Daemon>| daemon.as_ref().filter(|_| part != Part::Restart).map(|daemon| daemon.process.clone());
+        kept.extend(goes_on(nic, &node.nicd));
+        kept.extend(goes_on(host, &node.hostd));
+    }
+    kept
 }
 
 /// The topology that is up in `run_dir`.
@@ -141,7 +180,7 @@ pub fn repairs(lab: &Lab, plan: &Plan, changing: &[String]) -> Diff {
         }
         let there = state.nodes.get(&node.name);
         let part = |wanted: bool, runs: bool| if wanted && !runs { Part::Restart } else { Part::Keep };
-        let runs = |daemon: &Option<Daemon>| daemon.as_ref().is_some_and(|daemon| !daemon.process.has_ended());
+        let runs = |daemon: &Option<Daemon>| daemon.as_ref().is_some_and(|daemon| !daemon.process.is_going());
         let nic = part(node.nic.is_some(), there.is_some_and(|there| runs(&there.nicd)));
         let host = part(node.host.is_some(), there.is_some_and(|there| runs(&there.hostd)));
         // A Linux node's addresses went with its TAPs.

@@ -10,6 +10,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::io::Interest;
@@ -29,7 +30,7 @@ pub struct Process {
 }
 
 /// Longest wait for the end of a process that has been killed.
-const DYING: rustix::time::Timespec = rustix::time::Timespec { tv_sec: 5, tv_nsec: 0 };
+const DYING: Duration = Duration::from_secs(5);
 
 impl Process {
     /// Takes charge of a child.
@@ -41,8 +42,8 @@ impl Process {
         Ok(Arc::new(Self { pid, start_time, pidfd: watch(pidfd)?, child: Mutex::new(Some(child)) }))
     }
 
-    /// Finds the process again that had this number and start time. `None`: it has ended.
-    pub fn adopt(pid: u32, start_time_then: u64) -> io::Result<Option<Arc<Self>>> {
+    /// Finds the process again that had this number and start time. `None`: it has ended, which is waited for if it has only been killed.
+    pub async fn adopt(pid: u32, start_time_then: u64) -> io::Result<Option<Arc<Self>>> {
         let pidfd = match open(pid) {
             Ok(pidfd) => pidfd,
             Err(error) if matches!(Errno::from_io_error(&error), Some(Errno::SRCH | Errno::INVAL)) => return Ok(None),
@@ -52,13 +53,15 @@ impl Process {
         if start_time(pid) != Some(start_time_then) {
             return Ok(None);
         }
-        if is_zombie(pid) || is_dying(pid) {
-            // What it holds is free when all its threads have ended.
-            let mut fds = [rustix::event::PollFd::new(&pidfd, rustix::event::PollFlags::IN)];
-            let _ = rustix::event::poll(&mut fds, Some(&DYING));
-            return Ok(None);
+        let process = Arc::new(Self { pid, start_time: start_time_then, pidfd: watch(pidfd)?, child: Mutex::new(None) });
+        if !process.is_going() {
+            return Ok(Some(process));
         }
-        Ok(Some(Arc::new(Self { pid, start_time: start_time_then, pidfd: watch(pidfd)?, child: Mutex::new(None) })))
+        // What it holds is free when it has ended, not before.
+        if tokio::time::timeout(DYING, process.wait_end()).await.is_err() {
+            tracing::warn!(pid, "a killed process does not end; it hangs in the kernel");
+        }
+        Ok(None)
     }
 
     /// Its number.
@@ -89,6 +92,12 @@ impl Process {
     pub fn has_ended(&self) -> bool {
         let mut fds = [rustix::event::PollFd::new(self.pidfd.get_ref(), rustix::event::PollFlags::IN)];
         rustix::event::poll(&mut fds, Some(&rustix::time::Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok_and(|ready| ready > 0)
+    }
+
+    /// Whether it has ended, or is about to: nothing keeps a process that has been killed.
+    pub fn is_going(&self) -> bool {
+        // In this order: as long as it has not ended, its number was of no other process.
+        is_dying(self.pid) || self.has_ended()
     }
 
     /// Sends a signal, to it alone.
@@ -123,7 +132,7 @@ pub async fn end_all(processes: &[Arc<Process>], group: bool) {
     send(Signal::TERM);
     if tokio::time::timeout(GRACE, all_ended()).await.is_err() {
         send(Signal::KILL);
-        if tokio::time::timeout(Duration::from_secs(5), all_ended()).await.is_err() {
+        if tokio::time::timeout(DYING, all_ended()).await.is_err() {
             tracing::warn!("a killed process does not end; it hangs in the kernel");
         }
     }
@@ -231,36 +240,42 @@ fn watch(pidfd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     AsyncFd::with_interest(pidfd, Interest::READABLE)
 }
 
-/// Fields of `/proc/PID/stat` after the name, which may hold anything, in parentheses.
-fn stat_fields(pid: u32) -> Option<Vec<String>> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+/// A field of a `stat` file below `/proc`, counted from 1. The second, the name, may hold anything, in parentheses.
+fn stat_field<T: FromStr>(stat: &Path, number: usize) -> Option<T> {
+    let stat = std::fs::read_to_string(stat).ok()?;
     let (_, after) = stat.rsplit_once(')')?;
-    Some(after.split_ascii_whitespace().map(str::to_owned).collect())
+    after.split_ascii_whitespace().nth(number - 3)?.parse().ok()
 }
 
-/// Field 22, counted from 1; the first after the name is field 3.
 fn start_time(pid: u32) -> Option<u64> {
-    stat_fields(pid)?.get(22 - 3)?.parse().ok()
+    stat_field(Path::new(&format!("/proc/{pid}/stat")), 22)
 }
 
-/// True for a process that has been killed and still ends: its memory is gone, or it has yet to notice.
+/// Whether every thread of a process has been killed or ends: one alone does so in other processes, too.
 fn is_dying(pid: u32) -> bool {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let killed = |name: &str| {
-        let pending = status.lines().find_map(|l| u64::from_str_radix(l.strip_prefix(name)?.trim(), 16).ok());
-        pending.is_some_and(|set| set & 1 << (Signal::KILL.as_raw() - 1) != 0)
-    };
-    !status.lines().any(|l| l.starts_with("VmSize:")) || killed("SigPnd:") || killed("ShdPnd:")
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    threads.into_iter().all(|thread| {
+        let is_killed = |status: String| {
+            let pending = status.lines().filter_map(|line| line.strip_prefix("SigPnd:").or(line.strip_prefix("ShdPnd:")));
+            let mut sets = pending.filter_map(|set| u64::from_str_radix(set.trim(), 16).ok());
+            sets.any(|set| set & 1 << (Signal::KILL.as_raw() - 1) != 0)
+        };
+        // In this order: it takes the signal, then says that it ends. A thread that cannot be looked at has ended.
+        std::fs::read_to_string(thread.path().join("status")).map_or(true, is_killed)
+            || stat_field(&thread.path().join("stat"), 9).is_none_or(|flags: u64| flags & (PF_EXITING | PF_SIGNALED) != 0)
+    })
 }
 
-fn is_zombie(pid: u32) -> bool {
-    stat_fields(pid).is_none_or(|fields| fields.first().is_some_and(|state| state == "Z"))
-}
+/// Field 9 of `stat`: it ends.
+const PF_EXITING: u64 = 0x4;
+/// Field 9 of `stat`: a signal ends it.
+const PF_SIGNALED: u64 = 0x400;
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::scratch::Scratch;
+    use std::io::{BufRead, BufReader, Write};
 
     async fn sleeper(scratch: &Scratch) -> Child {
         let mut command = Command::new("sleep");
@@ -272,13 +287,70 @@ mod tests {
     async fn process_is_known_again_by_number_and_start_time_only() {
         let scratch = Scratch::new("process");
         let process = Process::of_child(sleeper(&scratch).await).unwrap();
-        let again = Process::adopt(process.pid(), process.start_time()).unwrap().expect("alive");
-        assert!(Process::adopt(process.pid(), process.start_time() + 1).unwrap().is_none());
+        let again = Process::adopt(process.pid(), process.start_time()).await.unwrap().expect("alive");
+        assert!(Process::adopt(process.pid(), process.start_time() + 1).await.unwrap().is_none());
         process.signal(Signal::KILL);
         assert_eq!(describe(process.ended().await), "signal 9");
         again.ended().await;
         assert!(again.has_ended());
-        assert!(Process::adopt(again.pid(), again.start_time()).unwrap().is_none());
+        assert!(Process::adopt(again.pid(), again.start_time()).await.unwrap().is_none());
+    }
+
+    /// Forks, says the child's number, kills it when it is told to, and holds it in its end: a tracer may, with its memory and files,
+    /// for as long as it likes.
+    const TRACER: &str = "
+import ctypes, os, signal, sys
+SEIZE, TRACE_EXIT, EVENT_EXIT = 0x4206, 0x40, 6
+ptrace = ctypes.CDLL(None).ptrace
+ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
+child = os.fork()
+while child == 0: signal.pause()
+assert ptrace(SEIZE, child, None, TRACE_EXIT) == 0
+print(child, flush=True)
+sys.stdin.readline()
+os.kill(child, signal.SIGKILL)
+assert os.waitpid(child, 0)[1] >> 8 == signal.SIGTRAP | EVENT_EXIT << 8
+print('held', flush=True)
+sys.stdin.readline()
+";
+
+    #[tokio::test]
+    async fn killed_process_that_still_ends_is_waited_for_and_not_adopted() {
+        let mut tracer = Command::new("python3");
+        let mut tracer = tracer.args(["-c", TRACER]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(tracer.stdout.take().unwrap()).lines();
+        let mut tells = tracer.stdin.take().unwrap();
+        let pid = lines.next().unwrap().unwrap().parse().unwrap();
+        let start = start_time(pid).unwrap();
+        let lives = Process::adopt(pid, start).await.unwrap().expect("alive");
+        assert!(!lives.is_going());
+        tells.write_all(b"kill it\n").unwrap();
+        assert_eq!(lines.next().unwrap().unwrap(), "held");
+        assert!(lives.is_going() && !lives.has_ended());
+        let mut adopting = std::pin::pin!(Process::adopt(pid, start));
+        let at_once = tokio::time::timeout(Duration::ZERO, &mut adopting).await;
+        assert!(at_once.is_err(), "it has not ended: {at_once:?}");
+        drop(tells);
+        tracer.wait().unwrap();
+        assert!(adopting.await.unwrap().is_none());
+        assert!(lives.has_ended());
+    }
+
+    #[tokio::test]
+    async fn process_whose_first_thread_has_ended_lives_on() {
+        let scratch = Scratch::new("process-thread");
+        let mut command = Command::new("python3");
+        let script =
+            "import ctypes, threading, time\nthreading.Thread(target=lambda: time.sleep(60)).start()\nctypes.CDLL(None).pthread_exit(None)";
+        command.args(["-c", script]);
+        let child = launch(Launch { command, log: scratch.path().join("log"), cpu: None }).await.unwrap();
+        let process = Process::of_child(child).unwrap();
+        let stat = format!("/proc/{}/stat", process.pid());
+        while stat_field::<String>(Path::new(&stat), 3).unwrap() != "Z" {
+            tokio::task::yield_now().await;
+        }
+        assert!(Process::adopt(process.pid(), process.start_time()).await.unwrap().is_some());
+        end_all(&[process], false).await;
     }
 
     #[tokio::test]
@@ -304,7 +376,7 @@ mod tests {
         end_all(std::slice::from_ref(&process), false).await;
         assert!(process.has_ended());
         for (pid, start) in children {
-            if let Some(child) = Process::adopt(pid, start).unwrap() {
+            if let Some(child) = Process::adopt(pid, start).await.unwrap() {
                 child.signal(Signal::KILL);
             }
         }

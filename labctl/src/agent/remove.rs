@@ -13,10 +13,13 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+/// How often processes of a namespace are looked for: those that are found may have started others meanwhile, which may have, too.
+const ROUNDS: u32 = 20;
+
 /// Removes a lab's processes, namespaces and TAPs, and its run directory.
 pub async fn remove_lab(run_dir: &Path, owned: &Owned) -> io::Result<()> {
     if owned.lab.as_ref().is_none_or(|(_, _, boot, _)| *boot == boot_id()) {
-        end_all(&processes(owned.processes.values()), true).await;
+        end_all(&processes(owned.processes.values()).await, true).await;
         empty(&owned.netns).await;
         remove_taps(&owned.taps).await;
     }
@@ -36,11 +39,18 @@ pub async fn remove_lab(run_dir: &Path, owned: &Owned) -> io::Result<()> {
 
 /// Ends what still runs in the lab's own namespaces (a program that `exec` left in the background): its machine is switched off.
 async fn empty(namespaces: &[PathBuf]) {
-    end_all(&adopt(inside_namespaces(namespaces)), false).await;
+    for _ in 0..ROUNDS {
+        let found = adopt(inside_namespaces(namespaces)).await;
+        if found.is_empty() {
+            return;
+        }
+        end_all(&found, false).await;
+    }
+    tracing::warn!("a program in a namespace starts others faster than they can be ended");
 }
 
 /// Those of a journal's processes that run.
-pub fn processes<'a>(owned: impl IntoIterator<Item = &'a OwnedProcess>) -> Vec<Arc<Process>> {
+pub async fn processes<'a>(owned: impl IntoIterator<Item = &'a OwnedProcess>) -> Vec<Arc<Process>> {
     let mut identities = Vec::new();
     for process in owned {
         match (&process.identity, &process.log) {
@@ -50,18 +60,18 @@ pub fn processes<'a>(owned: impl IntoIterator<Item = &'a OwnedProcess>) -> Vec<A
             (None, None) => {}
         }
     }
-    adopt(identities)
+    adopt(identities).await
 }
 
-fn adopt(identities: Vec<(u32, u64)>) -> Vec<Arc<Process>> {
-    let adopt = |(pid, start_time)| match Process::adopt(pid, start_time) {
-        Ok(process) => process,
-        Err(error) => {
-            tracing::warn!(pid, %error, "a process of the lab cannot be reached");
-            None
+async fn adopt(identities: Vec<(u32, u64)>) -> Vec<Arc<Process>> {
+    let mut found = Vec::new();
+    for (pid, start_time) in identities {
+        match Process::adopt(pid, start_time).await {
+            Ok(process) => found.extend(process),
+            Err(error) => tracing::warn!(pid, %error, "a process of the lab cannot be reached"),
         }
-    };
-    identities.into_iter().filter_map(adopt).collect()
+    }
+    found
 }
 
 /// TAPs in namespaces that are not the lab's: they went with nicd, unless it had made them persistent.
@@ -174,6 +184,32 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_is_started_while_a_namespace_is_emptied_ends_too() {
+        if netns::may_make().await.is_err() {
+            return;
+        }
+        let scratch = Scratch::new("remove-starts");
+        let namespace = scratch.path().join("n");
+        netns::make(&namespace).await.unwrap();
+        // Not asked to end, but killed; what it starts until then nobody has seen.
+        let script = "trap '' TERM; while :; do setsid sleep 60 & sleep 0.05; done";
+        let child = netns::inside(&namespace, move || Command::new("sh").args(["-c", script]).spawn()).await.unwrap();
+        let process = Process::of_child(child).unwrap();
+        let all = [namespace.clone()];
+        while inside_namespaces(&all).len() < 3 {
+            tokio::task::yield_now().await;
+        }
+        empty(&all).await;
+        assert!(process.has_ended());
+        let left = inside_namespaces(&all);
+        netns::remove(&namespace);
+        for process in adopt(left.clone()).await {
+            process.signal(rustix::process::Signal::KILL);
+        }
+        assert_eq!(left, []);
+    }
+
+    #[tokio::test]
     async fn process_that_has_the_number_of_a_dead_one_is_left_alone() {
         let scratch = Scratch::new("remove-reuse");
         let mut command = Command::new("sleep");
@@ -181,7 +217,7 @@ mod tests {
         let launched = launch(Launch { command, log: scratch.path().join("other.log"), cpu: None }).await.unwrap();
         let other = Process::of_child(launched).unwrap();
         let old = OwnedProcess { log: Some(scratch.path().join("gone.log")), identity: Some((other.pid(), other.start_time() - 1)) };
-        assert!(processes([&old]).is_empty());
+        assert!(processes([&old]).await.is_empty());
         assert!(!other.has_ended());
         end_all(&[other], false).await;
     }

@@ -99,11 +99,27 @@ impl Maker {
         let Some((_, config)) = &node.host else { return Ok(None) };
         match part {
             Part::Keep => Ok(None),
-            Part::Restart => cancel.or(self.running(node, Role::Hostd)?.configure_host(config.clone())).await.map(|()| None),
+            Part::Restart => {
+                let hostd = self.running(node, Role::Hostd)?;
+                cancel.or(self.with_nic(node, hostd.configure_host(config.clone()))).await.map(|()| None)
+            }
             Part::InPlace => {
                 let now = cancel.or(self.running(node, Role::Hostd)?.reconfigure_host(config.clone())).await?;
                 Ok((!now).then(|| format!("  node {}: the new names when it restarts", node.name)))
             }
+        }
+    }
+
+    /// What a host does that waits for its NIC: in vain, once that has ended.
+    async fn with_nic(&self, node: &NodePlan, work: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+        if node.nic.is_none() {
+            return work.await;
+        }
+        let nicd = self.running(node, Role::Nicd)?;
+        tokio::select! {
+            biased;
+            done = work => done,
+            () = nicd.process.wait_end() => Err(nicd.failed("ended")),
         }
     }
 

@@ -10,7 +10,7 @@ use crate::agent::diff::Part;
 use crate::agent::failure::Failure;
 use crate::agent::journal::Record;
 use crate::agent::lab::{Lab, Life};
-use crate::agent::process::{Process, describe};
+use crate::agent::process::{Process, describe, end_all};
 use crate::agent::start::Maker;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -64,14 +64,12 @@ async fn restart(maker: &Maker, node: &str, role: Role, dead: &Daemon, started: 
             if *life == Life::Removed || !mine {
                 return;
             }
-            match start(maker, node, role).await {
+            let roles = to_start(lab, node, role);
+            match start(maker, node, &roles).await {
                 Ok(()) => return,
                 Err(failure) => {
                     tracing::warn!(lab = lab.name, node, daemon = role.program(), %failure, attempt, "a daemon cannot be started");
-                    let taken = lab.state().nodes.entry(node.to_owned()).or_default().daemon(role).take();
-                    if let Some(daemon) = taken {
-                        crate::agent::process::end_all(&[daemon.process], false).await;
-                    }
+                    take(lab, node, &roles).await;
                 }
             }
         }
@@ -83,27 +81,43 @@ async fn restart(maker: &Maker, node: &str, role: Role, dead: &Daemon, started: 
     tracing::error!(lab = lab.name, node, daemon = role.program(), "gave up: `labctl restart` tries again");
 }
 
-async fn start(maker: &Maker, node: &str, role: Role) -> Result<(), Failure> {
+/// What is to be started for a daemon that has ended. A host waits for its NIC: if that has been killed, too, both are.
+fn to_start(lab: &Lab, node: &str, role: Role) -> Vec<Role> {
+    let mut state = lab.state();
+    let has_nic = state.plan.node(node).is_some_and(|plan| plan.nic.is_some());
+    let nicd = state.nodes.get_mut(node).and_then(|node| node.nicd.as_ref());
+    if role == Role::Hostd && has_nic && nicd.is_none_or(|nicd| nicd.process.is_going()) {
+        return vec![Role::Nicd, Role::Hostd];
+    }
+    vec![role]
+}
+
+/// Takes daemons from their node, and sees that they have ended.
+async fn take(lab: &Lab, node: &str, roles: &[Role]) {
+    let taken = {
+        let mut state = lab.state();
+        let node = state.nodes.entry(node.to_owned()).or_default();
+        roles.iter().filter_map(|&role| node.daemon(role).take()).map(|daemon| daemon.process).collect::<Vec<_>>()
+    };
+    end_all(&taken, false).await;
+}
+
+async fn start(maker: &Maker, node: &str, roles: &[Role]) -> Result<(), Failure> {
     let lab = &maker.lab;
     let plan = lab.state().plan.clone();
     let Some(node_plan) = plan.node(node) else { return Ok(()) };
-    {
-        let mut state = lab.state();
-        let node_state = state.nodes.entry(node.to_owned()).or_default();
-        *node_state.daemon(role) = None;
+    take(lab, node, roles).await;
+    for _ in roles {
+        lab.count_restart(node)?;
     }
-    lab.count_restart(node)?;
-    let cancel = Cancel::new();
-    match role {
-        Role::Nicd => {
-            maker.node(node_plan, &plan, Part::Restart, Part::Keep, &cancel).await?;
-            maker.after_nic_restart(node_plan, &plan).await?;
-        }
-        Role::Hostd => {
-            maker.node(node_plan, &plan, Part::Keep, Part::Restart, &cancel).await?;
-        }
+    let part = |role: Role| if roles.contains(&role) { Part::Restart } else { Part::Keep };
+    maker.node(node_plan, &plan, part(Role::Nicd), part(Role::Hostd), &Cancel::new()).await?;
+    if roles.contains(&Role::Nicd) {
+        maker.after_nic_restart(node_plan, &plan).await?;
     }
-    tracing::info!(lab = lab.name, node, daemon = role.program(), "a daemon is up again");
+    for role in roles {
+        tracing::info!(lab = lab.name, node, daemon = role.program(), "a daemon is up again");
+    }
     Ok(())
 }
 
