@@ -10,7 +10,7 @@
 //!      /labs/LAB/         run directory of a lab: journal, logs, sockets, namespaces
 //! ```
 
-use rustix::fs::FlockOperation;
+use rustix::fs::{Access, FlockOperation};
 use rustix::io::Errno;
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io;
@@ -31,7 +31,7 @@ pub struct StateDir {
 #[derive(Debug, thiserror::Error)]
 pub enum StateDirError {
     /// It could not be made or looked at.
-    #[error("{path}: {source}")]
+    #[error("{path}: {source}; set RINGLAB_DIR to a directory that can be made")]
     Io {
         /// The directory.
         path: PathBuf,
@@ -41,6 +41,12 @@ pub enum StateDirError {
     /// It belongs to somebody else, or others may enter it.
     #[error("{path} is not a directory of this user's own that others cannot write; set RINGLAB_DIR to one that is")]
     NotPrivate {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// A socket in it could not be bound.
+    #[error("{path} is too long for sockets in it; set RINGLAB_DIR to a short path")]
+    TooLong {
         /// The directory.
         path: PathBuf,
     },
@@ -74,6 +80,7 @@ impl StateDir {
     /// Makes the directory if it is missing, and refuses one that others could have made or may enter.
     pub fn prepare(&self) -> Result<(), StateDirError> {
         let failed = |source| StateDirError::Io { path: self.root.clone(), source };
+        self.is_short()?;
         if self.chosen
             && let Some(parent) = self.root.parent()
         {
@@ -85,6 +92,27 @@ impl StateDir {
         }
         self.check()?;
         DirBuilder::new().mode(0o700).recursive(true).create(self.labs()).map_err(failed)
+    }
+
+    /// Whether sockets of the smallest lab can be in it.
+    fn is_short(&self) -> Result<(), StateDirError> {
+        let long = self.lab("x").join("s/1a.vhost").as_os_str().len() > SOCKET_PATH_MAX;
+        if long { Err(StateDirError::TooLong { path: self.root.clone() }) } else { Ok(()) }
+    }
+
+    /// Whether the directory is there and usable, or can be made. Nothing is made.
+    pub fn usable(&self) -> Result<(), StateDirError> {
+        self.is_short()?;
+        match self.check() {
+            Err(StateDirError::Io { path, source }) if source.kind() == io::ErrorKind::NotFound => {
+                // Only a chosen directory is made with those above it.
+                let mut above = self.root.ancestors().skip(1).take(if self.chosen { usize::MAX } else { 1 });
+                let there = above.find(|dir| dir.exists()).ok_or(source);
+                let may = there.and_then(|dir| Ok(rustix::fs::access(dir, Access::WRITE_OK | Access::EXEC_OK)?));
+                may.map_err(|source| StateDirError::Io { path, source })
+            }
+            checked => checked,
+        }
     }
 
     /// Whether the directory is there and private.
@@ -264,5 +292,21 @@ mod tests {
         drop(starts);
         state.clear();
         assert!(!state.root().exists());
+    }
+
+    #[test]
+    fn directory_that_can_be_made_is_usable_and_is_not_made_to_see() {
+        let base = crate::scratch::Scratch::new("paths-usable");
+        let below = base.path().join("a/b");
+        StateDir::at(&below).usable().unwrap();
+        // Which only one that was chosen is made with.
+        assert!(matches!(StateDir { root: below.clone(), chosen: false }.usable(), Err(StateDirError::Io { .. })));
+        assert!(!base.path().join("a").exists());
+        let long = StateDir::at(&base.path().join("x".repeat(100)));
+        assert!(
+            matches!(long.usable(), Err(StateDirError::TooLong { .. })) && matches!(long.prepare(), Err(StateDirError::TooLong { .. }))
+        );
+        StateDir::at(&below).prepare().unwrap();
+        StateDir::at(&below).usable().unwrap();
     }
 }

@@ -130,7 +130,7 @@ fn programs_run_for_a_user_without_capabilities() {
 const ORDINARY: u32 = 54322;
 
 /// Gives a directory to the ordinary user.
-fn own(dir: &Path) {
+pub fn own(dir: &Path) {
     if rustix::process::geteuid().is_root() {
         let (uid, gid) = (rustix::fs::Uid::from_raw(ORDINARY), rustix::fs::Gid::from_raw(ORDINARY));
         rustix::fs::chown(dir, Some(uid), Some(gid)).expect("the directory is the test's");
@@ -138,7 +138,7 @@ fn own(dir: &Path) {
 }
 
 /// The command as the ordinary user without capabilities; whoever runs the tests, unless that is root.
-fn as_ordinary_user(labctl: &Command) -> Command {
+pub fn as_ordinary_user(labctl: &Command) -> Command {
     let mut wrapper = Command::new(if rustix::process::geteuid().is_root() { "setpriv" } else { "env" });
     if rustix::process::geteuid().is_root() {
         let id = ORDINARY.to_string();

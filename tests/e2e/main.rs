@@ -6,6 +6,7 @@
 mod carrier;
 mod crash;
 mod daemons;
+mod doctor;
 mod ethtool;
 mod exec_streams;
 mod guest;

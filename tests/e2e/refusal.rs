@@ -140,7 +140,7 @@ fn without_the_daemons_nothing_runs_and_doctor_says_so() {
     assert!(String::from_utf8_lossy(&out.stdout).contains("mend with:  put hostd beside labctl"), "{out:?}");
     let out = labctl(&["deploy", &site.file("two.yaml", TWO_HOSTS)]);
     assert_eq!(out.status.code(), Some(3), "{out:?}");
-    assert!(String::from_utf8_lossy(&out.stderr).contains("mend it with: cargo build"), "{out:?}");
+    assert!(String::from_utf8_lossy(&out.stderr).contains("mend it with: put nicd beside labctl: cargo build"), "{out:?}");
     expect_clean(&site.dir, &before);
 }
 

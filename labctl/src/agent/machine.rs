@@ -1,5 +1,6 @@
 //! What a machine must have, and the command that mends what it lacks.
 
+use crate::agent::cure::{self, Asks, forbidding_sysctls};
 use crate::agent::netns;
 use crate::agent::plan::{LinuxPlan, Plan};
 use crate::agent::process::usable_cpus;
@@ -63,23 +64,25 @@ pub async fn examine(programs: &Path) -> Vec<Finding> {
         "run Linux 5.3 or newer, with a seccomp profile that allows pidfd_open",
     ));
     for program in ["nicd", "hostd"] {
-        let there = daemon(programs, program).map(|path| path.display().to_string());
-        let mend = format!("put {program} beside labctl: cargo build --release --workspace --bins");
+        let there = daemon(programs, program);
+        let mend = there.as_ref().err().map(|error| cure::daemon(&programs.join(program), error)).unwrap_or_default();
+        let there = there.map(|path| path.display().to_string()).map_err(|error| in_words(&programs.join(program), &error));
         findings.push(finding(program, there, Verdict::Missing, EVERYTHING, &mend));
     }
-    findings.push(finding("tun", tun(), Verdict::Limited, REAL_LINUX, TUN_MEND));
+    let asks = Asks::here();
+    let device = tun();
+    let mend = device.as_ref().err().map(|error| asks.tun(error)).unwrap_or_default();
+    let device = device.map(|()| format!("{TUN} can be opened")).map_err(|error| in_words(Path::new(TUN), &error));
+    findings.push(finding("tun", device, Verdict::Limited, REAL_LINUX, &mend));
     let namespaces = netns::may_make().await.map(|()| "network namespaces can be made".to_owned());
-    findings.push(finding("privilege", namespaces, Verdict::Limited, REAL_LINUX, PRIVILEGE_MEND));
-    findings.push(finding("files", own_files(programs, "files").await, Verdict::Limited, OWN_FILES, &own_files_mend()));
-    findings.push(finding("user", own_files(programs, "user").await, Verdict::Limited, OWN_USER, &own_files_mend()));
+    findings.push(finding("privilege", namespaces, Verdict::Limited, REAL_LINUX, &asks.namespaces()));
+    let sysctls = forbidding_sysctls();
+    findings.push(finding("files", own_files(programs, "files").await, Verdict::Limited, OWN_FILES, &asks.own_files(false, &sysctls)));
+    findings.push(finding("user", own_files(programs, "user").await, Verdict::Limited, OWN_USER, &asks.own_files(true, &sysctls)));
     findings.push(cpus());
     findings.push(memory());
     findings
 }
-
-const TUN_MEND: &str =
-    "modprobe tun; mkdir -p /dev/net && mknod /dev/net/tun c 10 200 && chmod 666 /dev/net/tun   (Docker: --device /dev/net/tun)";
-const PRIVILEGE_MEND: &str = "run labctl as root (sudo labctl …)   (Docker: --cap-add NET_ADMIN --cap-add SYS_ADMIN --security-opt seccomp=unconfined --security-opt apparmor=unconfined)";
 
 fn finding(what: &'static str, result: io::Result<String>, bad: Verdict, needed_for: &'static str, mend: &str) -> Finding {
     match result {
@@ -101,10 +104,15 @@ fn memfd() -> io::Result<String> {
     Ok("memfd_create works".to_owned())
 }
 
-fn tun() -> io::Result<String> {
-    let path = "/dev/net/tun";
-    OpenOptions::new().read(true).write(true).open(path).map_err(|error| io::Error::new(error.kind(), format!("{path}: {error}")))?;
-    Ok(format!("{path} can be opened"))
+const TUN: &str = "/dev/net/tun";
+
+fn tun() -> io::Result<()> {
+    OpenOptions::new().read(true).write(true).open(TUN).map(drop)
+}
+
+/// What went wrong with a file.
+fn in_words(path: &Path, error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("{}: {error}", path.display()))
 }
 
 const OWN_FILES: &str = "nodes with a `root` or `binds`";
@@ -117,23 +125,6 @@ async fn own_files(programs: &Path, what: &str) -> io::Result<String> {
         true => Ok(format!("programs may have {} of their own", if what == "user" { "a user" } else { "a root and binds" })),
         false => Err(io::Error::other(String::from_utf8_lossy(&output.stdout).trim().to_owned())),
     }
-}
-
-/// As far as the sysctls exist: what forbids user namespaces is one of them, or a container's profile.
-fn own_files_mend() -> String {
-    let docker = "Docker: --cap-add SYS_ADMIN --cap-add SYS_PTRACE --security-opt seccomp=unconfined --security-opt apparmor=unconfined";
-    if geteuid().is_root() {
-        return format!("run labctl with all capabilities   ({docker})");
-    }
-    let read = |path: &str| std::fs::read_to_string(path).ok().and_then(|text| text.trim().parse::<u64>().ok());
-    let sysctls = [
-        ("/proc/sys/user/max_user_namespaces", "user.max_user_namespaces", 0, 15000),
-        ("/proc/sys/kernel/unprivileged_userns_clone", "kernel.unprivileged_userns_clone", 0, 1),
-        ("/proc/sys/kernel/apparmor_restrict_unprivileged_userns", "kernel.apparmor_restrict_unprivileged_userns", 1, 0),
-    ];
-    let wrong = sysctls.iter().filter(|(path, _, bad, _)| read(path) == Some(*bad));
-    let wrong = wrong.map(|(_, name, _, good)| format!("sysctl -w {name}={good}")).collect::<Vec<_>>();
-    if wrong.is_empty() { format!("run labctl as root (sudo labctl …)   ({docker})") } else { wrong.join("; ") }
 }
 
 fn cpus() -> Finding {
@@ -164,13 +155,14 @@ fn memory() -> Finding {
     )
 }
 
+/// A daemon that can be started.
 fn daemon(programs: &Path, name: &str) -> io::Result<PathBuf> {
     let path = programs.join(name);
-    match std::fs::metadata(&path) {
-        Ok(metadata) if metadata.is_file() => Ok(path),
-        Ok(_) => Err(io::Error::other(format!("{} is not a file", path.display()))),
-        Err(error) => Err(io::Error::new(error.kind(), format!("{}: {error}", path.display()))),
+    if !std::fs::metadata(&path)?.is_file() {
+        return Err(io::Error::other("not a file"));
     }
+    rustix::fs::access(&path, rustix::fs::Access::EXEC_OK)?;
+    Ok(path)
 }
 
 /// What the machine lacks for `plan`. Nothing has been made yet.
@@ -179,7 +171,8 @@ pub async fn lacks(plan: &Plan, run_dir: &Path, programs: &Path) -> Option<Strin
         |what: String, mend: &str| Some(format!("{what}\n  mend it with: {mend}\n  `labctl doctor` shows all that this machine lacks"));
     for name in ["nicd", "hostd"] {
         if let Err(error) = daemon(programs, name) {
-            return lacking(error.to_string(), "cargo build --release --workspace --bins");
+            let path = programs.join(name);
+            return lacking(in_words(&path, &error).to_string(), &cure::daemon(&path, &error));
         }
     }
     if let Err(error) = memfd() {
@@ -193,34 +186,35 @@ pub async fn lacks(plan: &Plan, run_dir: &Path, programs: &Path) -> Option<Strin
             "RINGLAB_DIR=/tmp/ringlab, or another short path",
         );
     }
-    if let Some(lack) = lacks_own_files(plan, programs).await {
-        return lacking(lack, &own_files_mend());
+    let asks = Asks::here();
+    if let Some((lack, user)) = lacks_own_files(plan, programs).await {
+        return lacking(lack, &asks.own_files(user, &forbidding_sysctls()));
     }
     let namespaces = plan.nodes.iter().filter_map(|node| node.linux.as_ref()).collect::<Vec<&LinuxPlan>>();
     if namespaces.is_empty() && plan.links.iter().all(|link| link.medium == Medium::Cable) {
         return None;
     }
     if let Err(error) = netns::may_make().await {
-        return lacking(format!("{REAL_LINUX} need the privilege to make and enter namespaces: {error}"), PRIVILEGE_MEND);
+        return lacking(format!("{REAL_LINUX} need the privilege to make and enter namespaces: {error}"), &asks.namespaces());
     }
     if let Err(error) = tun() {
-        return lacking(format!("{REAL_LINUX} need TAP devices: {error}"), TUN_MEND);
+        return lacking(format!("{REAL_LINUX} need TAP devices: {TUN}: {error}"), &asks.tun(&error));
     }
     let missing = namespaces.iter().filter(|linux| !linux.owned).find(|linux| !linux.netns.exists())?;
     lacking(format!("there is no network namespace {}", missing.netns.display()), "ip netns add NAME")
 }
 
-/// What programs with a root, binds or a user of their own cannot have here.
-async fn lacks_own_files(plan: &Plan, programs: &Path) -> Option<String> {
+/// What programs with a root, binds or (`true`) a user of their own cannot have here.
+async fn lacks_own_files(plan: &Plan, programs: &Path) -> Option<(String, bool)> {
     let files = || plan.nodes.iter().filter_map(|node| Some((&node.name, node.host.as_ref()?.1.files.as_ref()?)));
     if let Some((name, _)) = files().find(|(_, files)| !files.root.is_empty() || !files.binds.is_empty())
         && let Err(error) = own_files(programs, "files").await
     {
-        return Some(format!("node {name} has a `root` or `binds`, and this machine refuses namespaces and mounts: {error}"));
+        return Some((format!("node {name} has a `root` or `binds`, and this machine refuses namespaces and mounts: {error}"), false));
     }
     let (name, files) = files().find(|(_, files)| !files.user.is_empty() && !is_own_user(files))?;
     let error = own_files(programs, "user").await.err()?;
-    Some(format!("node {name} has the user {}, and this machine refuses another user: {error}", files.user))
+    Some((format!("node {name} has the user {}, and this machine refuses another user: {error}", files.user), true))
 }
 
 /// Whether the user is the one whose the agent is.

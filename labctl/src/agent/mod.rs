@@ -16,6 +16,7 @@
 
 mod adopt;
 mod apply;
+mod cure;
 mod daemon;
 mod deploy;
 mod diff;

@@ -12,7 +12,7 @@ use rtnetlink::packet_route::link::LinkAttribute;
 use rtnetlink::{Handle, LinkBridge, LinkUnspec, RouteMessageBuilder};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
-use rustix::thread::{LinkNameSpaceType, UnshareFlags};
+use rustix::thread::{CapabilitySet, LinkNameSpaceType, UnshareFlags};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
@@ -121,9 +121,19 @@ pub async fn inside_as_host<T: Send + 'static>(
     .await
 }
 
-/// Whether this process may make namespaces: tried, because a seccomp profile may refuse what the capabilities allow.
+/// Whether this process may make and configure namespaces: tried, because a container may refuse what the capabilities allow.
 pub async fn may_make() -> io::Result<()> {
-    on_thread(|| leave(UnshareFlags::NEWNET | UnshareFlags::NEWNS)).await
+    on_thread(|| {
+        let failed = |what: &str, error: io::Error| io::Error::new(error.kind(), format!("{what}: {error}"));
+        leave(UnshareFlags::NEWNET | UnshareFlags::NEWNS).map_err(|error| failed("making namespaces", error))?;
+        let private = rustix::mount::mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC);
+        private.map_err(|error| failed("changing mounts", error.into()))?;
+        if !rustix::thread::capabilities(None)?.effective.contains(CapabilitySet::NET_ADMIN) {
+            return Err(io::Error::new(io::ErrorKind::PermissionDenied, "configuring namespaces: CAP_NET_ADMIN is not there"));
+        }
+        Ok(())
+    })
+    .await
 }
 
 /// Writes sysctls in a namespace: `net.ipv4.ip_forward` is `/proc/sys/net/ipv4/ip_forward`.

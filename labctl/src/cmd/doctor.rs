@@ -6,7 +6,7 @@ use crate::cli::Format;
 use crate::error::{CliError, CliResult};
 use crate::exit;
 use crate::output::{print, print_json};
-use crate::paths::StateDir;
+use crate::paths::{StateDir, StateDirError};
 use serde_json::json;
 
 /// Says what the machine lacks. Exit code 3 if no lab can run.
@@ -24,11 +24,16 @@ pub async fn run(format: Format) -> CliResult {
 
 fn state_dir() -> Finding {
     let state = StateDir::locate();
-    let (verdict, found, mend) = match state.check() {
-        Err(crate::paths::StateDirError::NotPrivate { path }) => {
-            (Verdict::Missing, format!("{} is not private", path.display()), "RINGLAB_DIR=/path/of/your/own labctl …".to_owned())
+    let mend = |dir: &str| format!("RINGLAB_DIR={dir} labctl …");
+    let (verdict, found, mend) = match state.usable() {
+        Ok(()) => (Verdict::Ok, state.root().display().to_string(), String::new()),
+        Err(StateDirError::NotPrivate { path }) => {
+            (Verdict::Missing, format!("{} is not private", path.display()), mend("/path/of/your/own"))
         }
-        _ => (Verdict::Ok, state.root().display().to_string(), String::new()),
+        Err(StateDirError::TooLong { path }) => {
+            (Verdict::Missing, format!("{} is too long for sockets in it", path.display()), mend("/tmp/short"))
+        }
+        Err(StateDirError::Io { path, source }) => (Verdict::Missing, format!("{}: {source}", path.display()), mend("/path/of/your/own")),
     };
     Finding { what: "state", verdict, found, needed_for: "every lab", mend }
 }
