@@ -50,12 +50,16 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
+use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
 
 /// How long an agent without labs and requests stays.
 const LINGER: Duration = Duration::from_millis(500);
+
+/// How long the socket of an agent that has let go of its lock may still be served.
+const PREDECESSOR: Duration = Duration::from_secs(5);
 
 /// What the agent writes to its standard output when it listens.
 pub const READY: &str = "ready\n";
@@ -100,7 +104,7 @@ pub async fn run(state: StateDir) -> anyhow::Result<()> {
         changed: Notify::new(),
         calls: AtomicU64::new(0),
     });
-    let listener = ringlab_proto::server::bind(&state.socket())?;
+    let listener = listen(&state.socket()).await?;
     announce()?;
     tracing::info!(socket = %state.socket().display(), "listening");
     let idle = server::serve(agent.clone(), listener).await?;
@@ -110,6 +114,19 @@ pub async fn run(state: StateDir) -> anyhow::Result<()> {
     }
     tracing::info!("stopped");
     Ok(())
+}
+
+/// Binds the agent's socket. A killed predecessor lets go of its lock a moment before its socket: it is waited for.
+async fn listen(socket: &Path) -> io::Result<UnixListener> {
+    let deadline = Instant::now() + PREDECESSOR;
+    loop {
+        match ringlab_proto::server::bind(socket) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < deadline => {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            bound => return bound,
+        }
+    }
 }
 
 /// Where nicd and hostd are: beside labctl.
@@ -214,4 +231,23 @@ async fn asked_to_end() -> io::Result<()> {
         _ = int.recv() => {}
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::scratch::Scratch;
+
+    #[tokio::test]
+    async fn socket_of_an_agent_that_still_ends_is_waited_for() {
+        let scratch = Scratch::new("agent");
+        let socket = scratch.path().join("agent.sock");
+        let dying = ringlab_proto::server::bind(&socket).unwrap();
+        let mut listening = std::pin::pin!(listen(&socket));
+        let at_once = tokio::time::timeout(Duration::ZERO, &mut listening).await;
+        assert!(at_once.is_err(), "it is served: {at_once:?}");
+        drop(dying);
+        let _listener = listening.await.unwrap();
+        tokio::net::UnixStream::connect(&socket).await.unwrap();
+    }
 }
