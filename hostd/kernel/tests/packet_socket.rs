@@ -214,6 +214,32 @@ fn ring_of_frames_is_filled_and_given_back() {
 }
 
 #[test]
+fn ring_of_the_first_version_has_a_long_status_and_microseconds() {
+    let (mut lab, a, b) = two(16);
+    let tap = open(b, &mut lab, RAW, 0x800);
+    let req = RingRequest { block_size: 4096, block_nr: 1, frame_size: 2048, frame_nr: 2, ..RingRequest::default() };
+    let mem = Region::heap(4096);
+    lab.hosts[B].kernel.packet_set_ring(b.task, tap, req, Some(mem.clone())).expect("version 1 is what a socket begins with");
+    store(&mem, 2048 + 4, 7);
+    let (fa, _fb) = (a.udp(&mut lab, 8), b.udp(&mut lab, 9));
+    for payload in [b"1111", b"2222"] {
+        a.send_to(&mut lab, fa, payload, ADDR_B, 9);
+    }
+    lab.run_for(Duration::from_millis(1));
+    for at in [0, 2048] {
+        assert_eq!((word(&mem, at) & 1, word(&mem, at + 4)), (1, 0), "an unsigned long of 64 bits");
+        assert_eq!((word(&mem, at + 8), word(&mem, at + 12)), (46, 46), "whole, and taken");
+        let mac_net = word(&mem, at + 16);
+        assert_eq!((mac_net & 0xffff, mac_net >> 16), (66, 80), "where the headers are");
+        assert!(word(&mem, at + 24) < 1_000_000, "microseconds");
+        assert_eq!(word(&mem, at + 32) & 0xffff, 17, "a sockaddr_ll");
+        let mut data = [0; 4];
+        mem.slice((at + 66 + 42) as u64, 4).expect("inside").read(&mut data);
+        assert_eq!(&data, if at == 0 { b"1111" } else { b"2222" });
+    }
+}
+
+#[test]
 fn ring_of_blocks_is_handed_over_full_or_in_time() {
     let (mut lab, a, b) = two(7);
     let tap = open(b, &mut lab, RAW, 0x800);

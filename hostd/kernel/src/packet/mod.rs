@@ -75,7 +75,7 @@ pub struct PacketSock {
     auxdata: bool,
     origdev: bool,
     ignore_outgoing: bool,
-    /// `PACKET_VERSION`: 0, 1 (`TPACKET_V2`).
+    /// `PACKET_VERSION`: 0 (`TPACKET_V1`) to 2.
     version: i32,
     reserve: u32,
     /// Other options, for reading back.

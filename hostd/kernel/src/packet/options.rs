@@ -63,7 +63,6 @@ impl Kernel {
                 n @ 0..=1 => p.ignore_outgoing = n == 1,
                 _ => return Err(Errno::EINVAL),
             },
-            // The layout of `TPACKET_V1` depends on the program's word size; there are rings of V2 and V3.
             VERSION | RESERVE if p.ring.is_some() => return Err(Errno::EBUSY),
             VERSION => match int(val)? {
                 n @ 0..=2 => p.version = n,

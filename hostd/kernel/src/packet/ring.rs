@@ -1,9 +1,9 @@
-//! `PACKET_RX_RING`: frames in memory that the program has mapped (`TPACKET_V2`, `TPACKET_V3`).
+//! `PACKET_RX_RING`: frames in memory that the program has mapped (`TPACKET_V1`, `TPACKET_V2`, `TPACKET_V3`).
 //!
 //! Whoever runs the program makes the memory, maps it there, and hands it over with
 //! [`crate::Kernel::packet_set_ring`]; it is `block_size * block_nr` octets, blocks one after the other.
-//! A status word says whose a frame (V2) or a block (V3) is; it is written last, and what the program
-//! writes is not trusted beyond it. V2: every frame by itself. V3: frames fill a block, which is the program's when
+//! A status word says whose a frame (V1, V2) or a block (V3) is; it is written last, and what the program
+//! writes is not trusted beyond it. V1 and V2: every frame by itself. V3: frames fill a block, which is the program's when
 //! it is full or its time is over.
 
 use crate::Kernel;
@@ -22,7 +22,7 @@ use ringlab_ring::memory::Region;
 
 const PAGE: u32 = 4096;
 const ALIGNMENT: u32 = 16;
-/// Octets of `struct tpacket2_hdr` and `struct tpacket3_hdr`.
+/// Octets of `struct tpacket_hdr` where a `long` has 64 bits, as of `struct tpacket2_hdr`, and of `struct tpacket3_hdr`.
 const HDR_V2: u32 = 32;
 const HDR_V3: u32 = 48;
 const SOCKADDR_LL: u32 = 20;
@@ -34,8 +34,24 @@ const USER: u32 = 1;
 const LOSING: u32 = 4;
 const BLK_TMO: u32 = 0x20;
 const NANOS: u64 = 1_000_000_000;
+const NANOS_PER_MICRO: u64 = 1000;
 /// A block's time when the program asks for none: the 8 ms that Linux computes for a link of 1 Gbit/s or slower.
 const DEFAULT_TIMEOUT: Duration = Duration::from_millis(8);
+
+/// `PACKET_VERSION`: what the headers of frames look like.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Version {
+    V1,
+    V2,
+    V3,
+}
+
+impl Version {
+    /// Octets in front of a frame, without its address.
+    fn header(self) -> u32 {
+        if self == Self::V3 { HDR_V3 } else { HDR_V2 }
+    }
+}
 
 /// `struct tpacket_req`, `struct tpacket_req3`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -83,8 +99,8 @@ impl RingRequest {
     }
 
     /// Linux `packet_set_ring`'s checks.
-    fn check(&self, v3: bool, reserve: u32) -> Result<(), Errno> {
-        let header = if v3 { HDR_V3 } else { HDR_V2 } + SOCKADDR_LL + reserve;
+    fn check(&self, version: Version, reserve: u32) -> Result<(), Errno> {
+        let header = version.header() + SOCKADDR_LL + reserve;
         let per_block = self.block_size.checked_div(self.frame_size).unwrap_or(0);
         let good = self.block_size != 0
             && self.block_size.is_multiple_of(PAGE)
@@ -92,7 +108,7 @@ impl RingRequest {
             && self.frame_size.is_multiple_of(ALIGNMENT)
             && per_block != 0
             && per_block.checked_mul(self.block_nr) == Some(self.frame_nr)
-            && (!v3 || BLOCK_HDR.saturating_add(self.priv_size).saturating_add(header) < self.block_size);
+            && (version != Version::V3 || BLOCK_HDR.saturating_add(self.priv_size).saturating_add(header) < self.block_size);
         if good && self.len() <= u64::from(u32::MAX) { Ok(()) } else { Err(Errno::EINVAL) }
     }
 }
@@ -102,10 +118,10 @@ impl RingRequest {
 pub(super) struct RxRing {
     mem: Region,
     req: RingRequest,
-    v3: bool,
+    version: Version,
     cooked: bool,
     reserve: u32,
-    /// V2: next frame. V3: block being filled.
+    /// V1, V2: next frame. V3: block being filled.
     head: u32,
     /// V3: frames and octets in that block, and where its last frame begins.
     filled: u32,
@@ -116,19 +132,19 @@ pub(super) struct RxRing {
 }
 
 impl RxRing {
-    fn new(mem: Region, req: RingRequest, v3: bool, cooked: bool, reserve: u32) -> Self {
-        Self { mem, req, v3, cooked, reserve, head: 0, filled: 0, used: 0, last: 0, sequence: 0, freezes: 0 }
+    fn new(mem: Region, req: RingRequest, version: Version, cooked: bool, reserve: u32) -> Self {
+        Self { mem, req, version, cooked, reserve, head: 0, filled: 0, used: 0, last: 0, sequence: 0, freezes: 0 }
     }
 
     /// Puts a packet in. False if the program has not given room back.
     pub(super) fn put(&mut self, skb: &SkBuff, from: &LinkAddr, aux: &AuxData, nanos: u64, losing: bool) -> bool {
         let aux = AuxData { status: aux.status | if losing { LOSING } else { 0 }, ..*aux };
-        if self.v3 { self.put_v3(skb, from, &aux, nanos) } else { self.put_v2(skb, from, &aux, nanos) }
+        if self.is_v3() { self.put_v3(skb, from, &aux, nanos) } else { self.put_frame(skb, from, &aux, nanos) }
     }
 
     /// True if the program has something to take.
     pub(super) fn readable(&self) -> bool {
-        let count = if self.v3 { self.req.block_nr } else { self.req.frame_nr };
+        let count = if self.is_v3() { self.req.block_nr } else { self.req.frame_nr };
         let before = (self.head + count - 1) % count;
         self.word(self.status_at(before)) != KERNEL
     }
@@ -139,12 +155,12 @@ impl RxRing {
     }
 
     pub(super) fn is_v3(&self) -> bool {
-        self.v3
+        self.version == Version::V3
     }
 
     /// Where the link-layer and the network header of a packet go in its frame (Linux `tpacket_rcv`).
     fn places(&self, net: u16) -> (u32, u32) {
-        let header = if self.v3 { HDR_V3 } else { HDR_V2 } + SOCKADDR_LL;
+        let header = self.version.header() + SOCKADDR_LL;
         if self.cooked {
             let at = header.next_multiple_of(ALIGNMENT) + 16 + self.reserve;
             return (at, at);
@@ -153,7 +169,7 @@ impl RxRing {
         (netoff - u32::from(net), netoff)
     }
 
-    fn put_v2(&mut self, skb: &SkBuff, from: &LinkAddr, aux: &AuxData, nanos: u64) -> bool {
+    fn put_frame(&mut self, skb: &SkBuff, from: &LinkAddr, aux: &AuxData, nanos: u64) -> bool {
         let at = self.frame_at(self.head);
         if self.word(at) != KERNEL {
             return false;
@@ -161,12 +177,22 @@ impl RxRing {
         let (mac, net) = self.places(aux.net);
         let len = skb.len().min(self.req.frame_size.saturating_sub(mac));
         self.write_data(at + u64::from(mac), skb, len);
-        let mut h = Vec::with_capacity(HDR_V2 as usize);
+        let mut h = Vec::with_capacity((HDR_V2 + SOCKADDR_LL) as usize);
+        let v1 = self.version == Version::V1;
+        if v1 {
+            h.extend([0; 4]); // the upper half of the status
+        }
         h.extend([aux.len, len].map(u32::to_ne_bytes).concat());
         h.extend([mac as u16, net as u16].map(u16::to_ne_bytes).concat());
-        h.extend([(nanos / NANOS) as u32, (nanos % NANOS) as u32].map(u32::to_ne_bytes).concat());
-        h.extend([aux.vlan_tci, aux.vlan_tpid].map(u16::to_ne_bytes).concat());
-        h.extend([0; 4]);
+        let below = nanos % NANOS;
+        let fraction = if v1 { below / NANOS_PER_MICRO } else { below };
+        h.extend([(nanos / NANOS) as u32, fraction as u32].map(u32::to_ne_bytes).concat());
+        if v1 {
+            h.extend([0; 4]);
+        } else {
+            h.extend([aux.vlan_tci, aux.vlan_tpid].map(u16::to_ne_bytes).concat());
+            h.extend([0; 4]);
+        }
         h.extend(emit_link(from));
         self.write(at + 4, &h);
         self.hand_over(at, aux.status);
@@ -233,7 +259,7 @@ impl RxRing {
     }
 
     fn status_at(&self, n: u32) -> u64 {
-        if self.v3 { u64::from(n) * u64::from(self.req.block_size) + 8 } else { self.frame_at(n) }
+        if self.is_v3() { u64::from(n) * u64::from(self.req.block_size) + 8 } else { self.frame_at(n) }
     }
 
     fn word(&self, at: u64) -> u32 {
@@ -294,11 +320,11 @@ impl Kernel {
             if po.ring.is_some() {
                 return Err(Errno::EBUSY);
             }
-            let v3 = po.version == 2;
-            req.check(v3, po.reserve)?;
+            let version = [Version::V1, Version::V2, Version::V3][po.version.clamp(0, 2) as usize];
+            req.check(version, po.reserve)?;
             let mem = mem.filter(|m| m.len() as u64 == req.len()).ok_or(Errno::EINVAL)?;
-            po.ring = Some(Box::new(RxRing::new(mem, req, v3, po.cooked, po.reserve)));
-            if v3 {
+            po.ring = Some(Box::new(RxRing::new(mem, req, version, po.cooked, po.reserve)));
+            if version == Version::V3 {
                 let at = k.now + block_time(&req);
                 k.timers.set(TimerKey::PacketRing(id), at);
             }
@@ -319,7 +345,7 @@ impl Kernel {
         }
     }
 
-    /// A frame has come into a ring: the program is told of each (V2) or of each block (V3).
+    /// A frame has come into a ring: the program is told of each (V1, V2) or of each block (V3).
     pub(super) fn packet_ring_news(&mut self, sk: &mut Sock) {
         let Proto::Packet(po) = &sk.proto else { return };
         if po.ring.as_ref().is_some_and(|ring| ring.readable()) {
