@@ -169,6 +169,12 @@ mod tests {
     }
 
     #[test]
+    fn error_that_a_call_returns_is_negative() {
+        let args = [5, (-97i64).cast_unsigned(), 0, 0];
+        assert_eq!(detail(&Record { skb: 0, args, ..record(Point::SysExit) }), "pid=5 ret=-97");
+    }
+
+    #[test]
     fn listener_gets_its_points_up_to_its_limit() {
         let (tx, mut rx) = mpsc::channel(4);
         let mut l = Listener::new(&["R8".into()], 2, tx).expect("step of ip_rcv");

@@ -121,6 +121,8 @@ impl core::fmt::Display for Record {
         for (name, value) in self.point.args().iter().zip(self.args) {
             match *name {
                 "saddr" | "daddr" | "sip" | "tip" | "addr" => write!(f, " {name}={}", core::net::Ipv4Addr::from(value as u32))?,
+                // A negated errno, as strace has it.
+                "ret" => write!(f, " {name}={}", value as i64)?,
                 _ => write!(f, " {name}={value}")?,
             }
         }
