@@ -192,6 +192,7 @@ fn unknown_options_answer_by_level_as_linux() {
         (tcp, SOL_SOCKET, 16, Errno::EOPNOTSUPP, Errno::EOPNOTSUPP),
         (tcp, 0, 99, Errno::ENOPROTOOPT, Errno::ENOPROTOOPT),
         (tcp, 6, 99, Errno::ENOPROTOOPT, Errno::ENOPROTOOPT),
+        (tcp, 6, 14, Errno::ENOPROTOOPT, Errno::ENOPROTOOPT),
         (tcp, 41, 26, Errno::ENOPROTOOPT, Errno::EOPNOTSUPP),
         (tcp, 17, 1, Errno::ENOPROTOOPT, Errno::EOPNOTSUPP),
         (udp, 6, 1, Errno::ENOPROTOOPT, Errno::EOPNOTSUPP),
@@ -201,6 +202,8 @@ fn unknown_options_answer_by_level_as_linux() {
         assert_eq!(a.err(&mut lab, Call::SetSockOpt(fd, level, name, OptVal::Int(1))), set, "set {level} {name}");
         assert_eq!(a.err(&mut lab, Call::GetSockOpt(fd, level, name)), get, "get {level} {name}");
     }
+    let key = Call::SetSockOptRaw(tcp, 6, 14, vec![0; 216]);
+    assert_eq!(a.err(&mut lab, key), Errno::ENOPROTOOPT, "TCP_MD5SIG, of whatever length");
     let unix = a.err(&mut lab, Call::Socket(1, STREAM, 0));
     assert_eq!(unix, Errno::EAFNOSUPPORT);
     let _ = AF_INET;

@@ -62,6 +62,7 @@ impl Kernel {
             opt::CONGESTION => return self.tcp_set_congestion_control(sk, val),
             // No upper-layer protocol is built in (kTLS would be one).
             opt::ULP => return Err(Errno::ENOENT),
+            opt::MD5SIG => return Err(Errno::ENOPROTOOPT),
             _ => {}
         }
         let OptVal::Int(n) = val else { return Err(Errno::EINVAL) };
