@@ -241,7 +241,7 @@ fn report(lab: &str, results: &[CheckResult], how: &How, format: Format) -> CliR
 fn junit(lab: &str, results: &[CheckResult]) -> String {
     let seconds = |ns: u64| ns as f64 / 1e9;
     let failed = results.iter().filter(|result| !result.ok).count();
-    let time: f64 = results.iter().map(|result| seconds(result.elapsed_ns)).sum();
+    let time = seconds(results.iter().map(|result| result.elapsed_ns).sum());
     let mut text = String::from("<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n");
     text.push_str(&format!("<testsuite name=\"{}\" tests=\"{}\" failures=\"{failed}\" time=\"{time:.3}\">\n", xml(lab), results.len()));
     for result in results {
@@ -304,6 +304,12 @@ mod tests {
         assert!(text.contains("tests=\"3\" failures=\"2\" time=\"4.500\""), "{text}");
         assert!(text.contains("1 &lt; 2 &amp; \u{fffd}[0m"));
         assert!(text.contains("exit code 3, expected 0") && text.contains("did not end within 60s"));
+    }
+
+    #[test]
+    fn no_check_takes_no_time() {
+        let text = junit("lab", &[]);
+        assert!(text.contains("tests=\"0\" failures=\"0\" time=\"0.000\""), "{text}");
     }
 
     #[test]

@@ -26,13 +26,9 @@ pub fn run(args: &Args, format: Format) -> CliResult {
             Ok(file) => {
                 let topology = file.topology;
                 if format == Format::Table {
-                    print(&format!(
-                        "{}: lab {}, {} nodes, {} links\n",
-                        path.display(),
-                        topology.name,
-                        topology.nodes.len(),
-                        topology.links.len()
-                    ));
+                    let nodes = count(topology.nodes.len(), "node");
+                    let links = count(topology.links.len(), "link");
+                    print(&format!("{}: lab {}, {nodes}, {links}\n", path.display(), topology.name));
                 }
                 lab = Some(topology.name);
             }
@@ -55,4 +51,19 @@ pub fn run(args: &Args, format: Format) -> CliResult {
         print_json(&json!({ "files": results }));
     }
     Ok(code)
+}
+
+/// "1 link", "2 links".
+fn count(n: usize, what: &str) -> String {
+    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_is_not_many() {
+        assert_eq!([0, 1, 2].map(|n| count(n, "link")), ["0 links", "1 link", "2 links"]);
+    }
 }
