@@ -72,6 +72,8 @@ pub struct FilesSpec {
     pub workdir: String,
     /// User; empty: that of hostd.
     pub user: String,
+    /// The dynamic loader puts nothing into them.
+    pub no_preload: bool,
 }
 
 impl FilesSpec {
@@ -96,7 +98,8 @@ impl FilesSpec {
         check(fine, "files.binds", || "has a path that is not absolute".to_owned())?;
         let binds = files.binds.into_iter();
         let binds = binds.map(|b| Bind { source: b.source, destination: b.destination, read_only: b.read_only }).collect();
-        Ok(Self { root: files.root, binds, env: files.env.into_iter().collect(), workdir: files.workdir, user: files.user })
+        let env = files.env.into_iter().collect();
+        Ok(Self { root: files.root, binds, env, workdir: files.workdir, user: files.user, no_preload: files.no_preload })
     }
 }
 

@@ -16,7 +16,7 @@
 use crate::config::{ConfigError, HostSpec};
 use crate::control::{Command, Handle, command_channel};
 use crate::driver::{Nic, TX_USECS};
-use crate::guest::Guests;
+use crate::guest::{Guests, window};
 use crate::host::{Arenas, Clock, Shared, Wakes};
 use crate::link::{Link, region_for};
 use crate::programs::process::Streams;
@@ -157,8 +157,14 @@ impl EventLoop {
         let (pool, layouts) = region_for(&spec)?;
         let arenas = Arenas::default();
         let kernel = Kernel::new(setup::kernel_config(&spec, pool.clone()), Box::new(arenas.clone()));
-        let guests = Guests::new(epoll.clone(), arenas.1.clone(), spec.files.binds.iter().map(|b| b.destination.clone()).collect());
+        let preload = window::object(&spec.files);
+        let preloads = preload.is_some();
+        let guests =
+            Guests::new(epoll.clone(), arenas.1.clone(), spec.files.binds.iter().map(|b| b.destination.clone()).collect(), preload);
         let shared = Shared::new(&spec.hostname, kernel, arenas, Clock::start(), Arc::new(Wakes::new(bell)));
+        if preloads {
+            shared.set_preloads();
+        }
         let mut this = Self {
             shared,
             links: Vec::new(),

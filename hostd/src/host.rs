@@ -199,6 +199,8 @@ pub struct Shared {
     eager: Cell<bool>,
     hosts: RefCell<BTreeMap<String, Ipv4Addr>>,
     hostname: String,
+    /// The loader puts an object of hostd's into programs.
+    preloads: Cell<bool>,
     /// Results of calls of guests.
     guest_returns: RefCell<VecDeque<(TaskId, Ret)>>,
     /// Signals for guests. Built-in programs take errors, not signals.
@@ -224,6 +226,7 @@ impl Shared {
             eager: Cell::default(),
             hosts: RefCell::default(),
             hostname: hostname.to_owned(),
+            preloads: Cell::default(),
             guest_returns: RefCell::default(),
             guest_signals: RefCell::default(),
         })
@@ -242,6 +245,16 @@ impl Shared {
     /// Lets doorbells of an interface reach its NIC.
     pub fn attach(&self, dev: IfIndex, nic: Rc<RefCell<Nic>>) {
         self.nics.borrow_mut().push((dev, nic));
+    }
+
+    /// The loader puts an object of hostd's into programs from now on.
+    pub fn set_preloads(&self) {
+        self.preloads.set(true);
+    }
+
+    /// True if it does.
+    pub fn preloads(&self) -> bool {
+        self.preloads.get()
     }
 
     /// Replaces the names of the lab's nodes.

@@ -16,6 +16,7 @@ mod guest_identity;
 mod guest_inodes;
 mod guest_kill;
 mod guest_own_files;
+mod guest_preload;
 mod guest_profile;
 mod guest_servers;
 mod guest_signalfd;

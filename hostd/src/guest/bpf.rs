@@ -19,6 +19,11 @@ pub const NR: u32 = 0;
 /// Offset of the architecture.
 pub const ARCH: u32 = 4;
 
+/// Offset of the lower half of the address behind the call's instruction.
+pub const IP_LOW: u32 = 8;
+/// Offset of its upper half.
+pub const IP_HIGH: u32 = 12;
+
 /// Offset of the lower half of an argument.
 pub const fn arg(index: u32) -> u32 {
     16 + 8 * index

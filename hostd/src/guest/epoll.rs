@@ -10,7 +10,10 @@
 //! All instances look alike in `/proc`; so each has a *canary*, an entry that is never ready,
 //! whose data says which one it is.
 
+mod deferred;
 mod sweep;
+
+pub use deferred::Change;
 
 use super::Guests;
 use super::Map;
@@ -58,6 +61,8 @@ struct Set {
     signals: bool,
     /// There is, or was, a socket in it whose events the model tells once: what was taken must not be lost.
     once: bool,
+    /// As far as is known only its maker has it, and waits for it by `epoll_wait` ([`deferred`]).
+    quiet: bool,
     /// The process that made it.
     maker: i32,
     /// A process and its descriptor that was last seen to be it.
@@ -123,6 +128,7 @@ impl Sets {
             waiters: Vec::new(),
             signals: false,
             once: false,
+            quiet: true,
             maker,
             place: (maker, -1),
         };
@@ -243,7 +249,10 @@ impl Guests {
         let Kind::Epoll(number) = self.kind(c, a[0] as i32) else { return Ok(Outcome::Continue) };
         let kind = self.kind(c, fd);
         let inner = match kind {
-            Kind::Epoll(inner) => self.sets.handle(inner),
+            Kind::Epoll(inner) => {
+                self.disturb(shared, c, inner);
+                self.sets.handle(inner)
+            }
             _ => None,
         };
         let Some(set) = self.sets.list.get_mut(&number) else { return Ok(Outcome::Continue) };
@@ -252,9 +261,10 @@ impl Guests {
             Kind::None => Ok(Outcome::Continue),
             Kind::Modelled(handle) => {
                 let op = read_op(c, op, a[3])?;
-                set.once |= matches!(&op, EpollOp::Add(e) | EpollOp::Mod(e) if e.events.intersects(PollEvents::ET | PollEvents::ONESHOT));
-                self.sets.left.retain(|(of, _)| *of != number);
-                Ok(Outcome::Call(Call::EpollCtlKey(outer, handle, fd, op), Finish::Value))
+                let change = Change::new(number, a[0] as i32, fd, &op);
+                self.begin_change(c, change);
+                let call = self.change(number, handle, fd, op).ok_or(Errno::EBADF)?;
+                Ok(Outcome::Call(call, Finish::Change(change)))
             }
             Kind::Real | Kind::Foreign | Kind::Epoll(_) | Kind::File(_) => {
                 if op != libc::EPOLL_CTL_DEL && !set.has_real {
@@ -394,6 +404,7 @@ impl Guests {
         if let Some(set) = self.sets.list.get_mut(&finish.set) {
             set.waiters.retain(|&t| t != c.tid);
         }
+        self.end_wait(c, n.args[0] as i32, finish.set);
         let value = match ret {
             Ret::Epoll(events) => write_events(c, finish.at, &events).map(|n| n as i64),
             Ret::Err(errno) => Err(errno),

@@ -7,6 +7,7 @@
 //! happens some time later: until the closing thread's next call its number is looked up
 //! afresh each time (a *tombstone*).
 
+use super::window::{self, WindowId};
 use rustix::fs::CWD;
 use std::io::Write;
 use std::mem::MaybeUninit;
@@ -40,6 +41,8 @@ pub struct FdCache {
     known: Vec<Kind>,
     /// Number, and the thread that closes it.
     tombs: Vec<(i32, i32)>,
+    /// Where the process reads what is known to be the machine's.
+    window: WindowId,
 }
 
 impl FdCache {
@@ -61,6 +64,7 @@ impl FdCache {
             self.known.resize(at + 1, Kind::None);
         }
         self.known[at] = kind;
+        window::mark(self.window, at, kind == Kind::Real);
     }
 
     /// Notes what has just been put there: whatever was on its way out is gone.
@@ -72,7 +76,11 @@ impl FdCache {
     /// Thread `tid` closes a descriptor.
     pub fn closing(&mut self, fd: i32, tid: i32) {
         if let Some(entry) = usize::try_from(fd).ok().and_then(|at| self.known.get_mut(at)) {
-            *entry = Kind::None;
+            match core::mem::replace(entry, Kind::None) {
+                Kind::Epoll(_) => window::forget_sets(self.window),
+                _ => window::set_state(self.window, fd, 0),
+            }
+            window::mark(self.window, fd as usize, false);
         }
         self.tombs.push((fd, tid));
     }
@@ -93,12 +101,27 @@ impl FdCache {
         let modelled = |k: &Kind| if let Kind::Modelled(handle) = k { Some(*handle) } else { None };
         let gone = range.iter().rev().filter_map(modelled).collect();
         range.fill(Kind::None);
+        window::clear(self.window, first as usize, end.saturating_sub(1));
+        window::forget_sets(self.window);
         gone
     }
 
     /// Everything may have changed. What other threads are closing is not closed for that.
     pub fn clear(&mut self) {
         self.known.clear();
+        window::clear(self.window, 0, MOST);
+        window::forget_sets(self.window);
+    }
+
+    /// From now on the process reads there what is known; as yet there is nothing.
+    pub fn publish(&mut self, window: WindowId) {
+        self.known.clear();
+        self.window = window;
+    }
+
+    /// Where the process reads what is known.
+    pub fn window(&self) -> WindowId {
+        self.window
     }
 }
 

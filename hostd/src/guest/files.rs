@@ -12,6 +12,7 @@ use ringlab_kernel::errno::Errno;
 use ringlab_kernel::uaccess::Iov;
 use ringlab_kernel::vfs::procfs::{self, Entry};
 use ringlab_kernel::vfs::sysfs;
+use ringlab_preload::layout::{LIST, OBJECT};
 use rustix::fd::{AsFd, AsRawFd, OwnedFd};
 use rustix::fs::{MemfdFlags, Mode, OFlags, memfd_create, open};
 use std::fmt::Write;
@@ -44,6 +45,9 @@ impl Guests {
         let mut buf = [0; PATH_MAX];
         // A path that cannot be read is the machine's kernel's to refuse.
         let Ok(path) = c.mem.read_str(path, &mut buf) else { return Ok(Outcome::Continue) };
+        if path == OBJECT.as_bytes() && self.preload.is_some() {
+            return self.open_object(shared, c, listener, n);
+        }
         let follow = flags & libc::O_NOFOLLOW == 0;
         let Some((path, entry)) = self.at_path(shared, c.tid, dir, path, follow) else { return Ok(Outcome::Continue) };
         let writes = flags & libc::O_ACCMODE != libc::O_RDONLY;
@@ -197,6 +201,7 @@ pub(super) fn own(shared: &Shared, path: &str) -> Option<String> {
     match path {
         "/etc/hosts" => Some(hosts(shared)),
         "/etc/hostname" | "/proc/sys/kernel/hostname" => Some(format!("{}\n", shared.hostname())),
+        LIST if shared.preloads() => Some(format!("{OBJECT}\n")),
         "/etc/resolv.conf" => Some("# No name server: names of the lab are in /etc/hosts.\n".to_owned()),
         _ => None,
     }

@@ -9,7 +9,8 @@
 //! The list is in the order in which a busy network program needs it: the kernel walks it from the front.
 //! Calls that are allowed by their number alone do not walk it at all (the kernel keeps a bitmap of them).
 
-use super::bpf::{ARCH, Insn, NR, and, arg, jeq, jge, jset, load, ret};
+use super::bpf::{ARCH, IP_HIGH, IP_LOW, Insn, NR, and, arg, jeq, jge, jset, load, ret};
+use ringlab_preload::layout::{CALL, NATIVE};
 
 const RET_ALLOW: u32 = 0x7fff_0000;
 const RET_NOTIFY: u32 = 0x7fc0_0000;
@@ -23,8 +24,6 @@ const X32_BIT: u32 = 0x4000_0000;
 
 /// Calls that always come to hostd, beside those of [`PATHS`] that name no directory.
 const TRAPPED: &[i64] = &[
-    libc::SYS_read,
-    libc::SYS_write,
     libc::SYS_epoll_wait,
     libc::SYS_recvfrom,
     libc::SYS_sendto,
@@ -34,7 +33,6 @@ const TRAPPED: &[i64] = &[
     libc::SYS_readv,
     libc::SYS_recvmsg,
     libc::SYS_sendmsg,
-    libc::SYS_close,
     libc::SYS_poll,
     libc::SYS_accept4,
     libc::SYS_getsockopt,
@@ -73,6 +71,10 @@ const TRAPPED: &[i64] = &[
     libc::SYS_io_submit,
     libc::SYS_creat,
 ];
+
+/// Calls that come to hostd, but for those from [`NATIVE`]: a program makes them there that knows what the descriptor is
+/// (`ringlab_preload`). One that jumps there on its own reaches a placeholder, which refuses it.
+const DATA: &[i64] = &[libc::SYS_read, libc::SYS_write, libc::SYS_close];
 
 /// Calls that ask about a path, or go there. Those of a directory's descriptor come only with `AT_FDCWD`: from another one a
 /// program gets to what the node has by a directory that shows it, and there the machine's kernel is right. So who
@@ -184,6 +186,10 @@ pub fn program() -> Vec<Insn> {
     p.push(jeq(ARCH_X86_64, other.len() as u8, 0));
     p.append(&mut other);
     p.extend([load(NR), jset(X32_BIT, 0, 1), ret(RET_ENOSYS)]);
+    for &nr in DATA {
+        let (low, high) = ((NATIVE + CALL) as u32, ((NATIVE + CALL) as u64 >> 32) as u32);
+        when(&mut p, nr, vec![load(IP_LOW), jeq(low, 0, 3), load(IP_HIGH), jeq(high, 0, 1), ret(RET_ALLOW), ret(RET_NOTIFY)]);
+    }
     let wholly = PATHS.iter().filter(|nr| PATHS_AT.iter().all(|p| p.0 != **nr));
     for nr in TRAPPED.iter().chain(wholly).copied().chain((0..=LAST).filter(|&nr| changes(nr))) {
         p.extend([jeq(nr as u32, 0, 1), ret(RET_NOTIFY)]);
@@ -273,11 +279,32 @@ mod tests {
 
     #[test]
     fn calls_that_may_act_on_sockets_are_trapped() {
-        for &nr in TRAPPED {
+        for &nr in TRAPPED.iter().chain(DATA) {
             assert_eq!(native(nr, [0, 0]), RET_NOTIFY, "{nr}");
         }
         for nr in [libc::SYS_mmap, libc::SYS_futex, libc::SYS_clone, libc::SYS_dup, libc::SYS_pipe2, libc::SYS_eventfd2] {
             assert_eq!(native(nr, [0, 0]), RET_ALLOW, "{nr}");
+        }
+    }
+
+    #[test]
+    fn files_are_read_and_written_from_one_address_only() {
+        let from = |nr: i64, ip: u64| {
+            let mut data = [0; 64];
+            data[..4].copy_from_slice(&(nr as u32).to_ne_bytes());
+            data[4..8].copy_from_slice(&ARCH_X86_64.to_ne_bytes());
+            data[8..16].copy_from_slice(&ip.to_ne_bytes());
+            run(&program(), &data).expect("the program is well-formed")
+        };
+        let native = (NATIVE + CALL) as u64;
+        for &nr in DATA {
+            assert_eq!(from(nr, native), RET_ALLOW, "{nr}");
+            for ip in [0, native - 1, native + 1, native & 0xffff_ffff, native & !0xffff_ffff] {
+                assert_eq!(from(nr, ip), RET_NOTIFY, "{nr} {ip:#x}");
+            }
+        }
+        for nr in [libc::SYS_sendto, libc::SYS_dup2, libc::SYS_openat, libc::SYS_getsockopt] {
+            assert_eq!(from(nr, native), RET_NOTIFY, "{nr}");
         }
     }
 

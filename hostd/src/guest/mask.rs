@@ -141,6 +141,7 @@ impl Guests {
     fn read_set(&mut self, shared: &Shared, c: Caller, n: &Notif) -> Result<Option<Box<PollFinish>>, Errno> {
         let fd = n.args[0] as i32;
         let Kind::Epoll(number) = self.kind(c, fd) else { return Ok(None) };
+        self.disturb(shared, c, number);
         let (wait, timeout) = EpollFinish::read(c, n, number)?;
         let events = libc::POLLIN as u16;
         let entries = vec![Entry { fd, events, revents: 0 }];

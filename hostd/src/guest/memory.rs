@@ -4,6 +4,7 @@
 //! Small arguments are read once into a copy, which is then checked: what the
 //! program writes there meanwhile does not matter.
 
+use super::window::{self, WindowId};
 use ringlab_kernel::errno::Errno;
 use ringlab_ring::memory::Slice;
 
@@ -11,6 +12,7 @@ use ringlab_ring::memory::Slice;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Mem {
     tid: i32,
+    window: WindowId,
 }
 
 /// Runs of one copy; a packet has at most so many.
@@ -19,7 +21,12 @@ const BATCH: usize = 32;
 impl Mem {
     /// The memory that thread `tid` sees.
     pub fn of(tid: i32) -> Self {
-        Self { tid }
+        Self { tid, window: WindowId::default() }
+    }
+
+    /// The same; what lies in the window is copied without the machine's kernel.
+    pub fn seen_through(self, window: WindowId) -> Self {
+        Self { window, ..self }
     }
 
     /// Fills `dst`.
@@ -55,6 +62,10 @@ impl Mem {
     /// As [`Self::write`].
     pub fn write_both(&self, one: (u64, &[u8]), two: (u64, &[u8])) -> Result<(), Errno> {
         let local = [one.1, two.1].map(|b| libc::iovec { iov_base: b.as_ptr().cast_mut().cast(), iov_len: b.len() });
+        // SAFETY: as below.
+        if unsafe { window::write(self.window, one.0, &local[..1]) } {
+            return self.write(two.0, two.1);
+        }
         let remote = [one, two].map(|(at, b)| libc::iovec { iov_base: at as *mut _, iov_len: b.len() });
         // SAFETY: the local vectors name memory that is only read and outlives the call; the remote addresses are
         // checked by the kernel.
@@ -68,6 +79,9 @@ impl Mem {
     /// As [`Self::write`].
     pub fn write_every(&self, mut dst: u64, stride: usize, src: &[u16]) -> Result<(), Errno> {
         const MOST: usize = 256;
+        if window::holds(self.window, dst, stride.saturating_mul(src.len())) {
+            return src.iter().enumerate().try_for_each(|(i, value)| self.write(dst + (i * stride) as u64, &value.to_ne_bytes()));
+        }
         for part in src.chunks(MOST) {
             let local = libc::iovec { iov_base: part.as_ptr().cast_mut().cast(), iov_len: size_of_val(part) };
             let mut remote = [libc::iovec { iov_base: core::ptr::null_mut(), iov_len: size_of::<u16>() }; MOST];
@@ -135,8 +149,17 @@ impl Mem {
         Err(Errno::ENAMETOOLONG)
     }
 
+    /// Where hostd reaches what lies in the window.
+    pub fn window(&self) -> WindowId {
+        self.window
+    }
+
     fn readv(&self, src: u64, local: &[libc::iovec]) -> Result<usize, Errno> {
         let len = local.iter().map(|v| v.iov_len).sum();
+        // SAFETY: as below.
+        if unsafe { window::read(self.window, src, local) } {
+            return Ok(len);
+        }
         let remote = libc::iovec { iov_base: src as *mut _, iov_len: len };
         // SAFETY: the local vectors name memory that the caller may write (an exclusive slice, or shared memory to
         // which no reference exists) and that outlives the call; the remote address is checked by the kernel.
@@ -146,6 +169,10 @@ impl Mem {
 
     fn writev(&self, dst: u64, local: &[libc::iovec]) -> Result<usize, Errno> {
         let len = local.iter().map(|v| v.iov_len).sum();
+        // SAFETY: as below.
+        if unsafe { window::write(self.window, dst, local) } {
+            return Ok(len);
+        }
         let remote = libc::iovec { iov_base: dst as *mut _, iov_len: len };
         // SAFETY: the local vectors name memory that is only read, and that outlives the call; the remote address is
         // checked by the kernel.

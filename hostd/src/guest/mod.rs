@@ -55,6 +55,7 @@ mod stop;
 mod table;
 mod task;
 mod token;
+pub mod window;
 
 pub use table::GuestMemory;
 
@@ -120,6 +121,8 @@ pub struct Guests {
     shown: shown::Shown,
     /// Paths at which the topology put something of its own.
     bound: Vec<String>,
+    /// What the loader puts into programs.
+    preload: Option<OwnedFd>,
     ready: Vec<Token>,
     /// So much was reported at once that something may be missing.
     crowded: bool,
@@ -129,7 +132,8 @@ pub struct Guests {
 impl Guests {
     /// A supervisor whose descriptors are watched by `epoll`; `memory` is what the kernel copies by.
     /// Files at the paths of `bound` are the topology's, also where the node has one of its own.
-    pub fn new(epoll: Rc<OwnedFd>, memory: GuestMemory, bound: Vec<String>) -> Self {
+    /// `preload` is what the loader puts into programs.
+    pub fn new(epoll: Rc<OwnedFd>, memory: GuestMemory, bound: Vec<String>, preload: Option<OwnedFd>) -> Self {
         Self {
             epoll,
             memory,
@@ -149,6 +153,7 @@ impl Guests {
             untold: false,
             files: Vec::new(),
             shown: shown::Shown::default(),
+            preload,
             bound,
             ready: Vec::new(),
             crowded: false,
@@ -236,11 +241,17 @@ impl Guests {
 
     fn on_notif(&mut self, shared: &Shared, listener: &Rc<Listener>, notif: &Notif) {
         let tid = notif.tid as i32;
+        let seen = self.procs.len();
         let Some(caller) = self.caller(shared, tid) else {
             // It has ended meanwhile, or it is none of ours to see: the answer goes nowhere.
             let _ = listener.send(notif.id, -i64::from(libc::ENOSYS));
             return;
         };
+        if self.procs.len() > seen {
+            self.begin_process(shared, caller);
+        }
+        // What it has closed is closed by now.
+        self.take_changes(shared, caller);
         self.begin_call(shared, caller);
         if notif.is_i386() {
             return self.on_i386(shared, caller, listener, notif);
@@ -288,7 +299,10 @@ impl Guests {
                 self.raise_signals(shared);
                 self.finish(shared, caller, listener, notif, finish, ret);
             }
-            None => self.block(caller, listener, notif, finish),
+            None => {
+                self.block(caller, listener, notif, finish);
+                self.begin_wait(shared, caller);
+            }
         }
     }
 

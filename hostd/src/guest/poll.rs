@@ -165,6 +165,7 @@ impl Guests {
             match self.kind(c, entry.fd) {
                 Kind::Modelled(handle) => modelled.push((i, handle)),
                 Kind::Epoll(set) => {
+                    self.disturb(shared, c, set);
                     modelled.extend(self.sets.handle(set).map(|h| (i, h)));
                     others.push(i);
                 }

@@ -33,6 +33,7 @@ pub struct Caller {
 pub struct Task {
     pub(super) id: TaskId,
     pub(super) tgid: i32,
+    pub(super) mem: Mem,
     pub(super) pending: Option<Pending>,
     /// Calls that signals interrupted, the last one last.
     pub(super) interrupted: Vec<Interrupted>,
@@ -46,7 +47,7 @@ pub struct Task {
 
 impl Task {
     pub(super) fn caller(&self, tid: i32) -> Caller {
-        Caller { tid, tgid: self.tgid, task: self.id, mem: Mem::of(tid) }
+        Caller { tid, tgid: self.tgid, task: self.id, mem: self.mem }
     }
 }
 
@@ -81,6 +82,13 @@ impl GuestMemory {
     /// A thread's memory is there.
     pub fn add(&self, task: TaskId, mem: Mem) {
         self.0.borrow_mut().insert(task.0, View { mem, waiting: None, bounce: None });
+    }
+
+    /// A thread's memory is reached in another way.
+    pub fn set_memory(&self, task: TaskId, mem: Mem) {
+        if let Some(view) = self.0.borrow_mut().get_mut(&task.0) {
+            view.mem = mem;
+        }
     }
 
     /// A thread has ended.

@@ -7,6 +7,7 @@ use super::memory::Mem;
 use super::reply::Reply;
 use super::table::{Caller, Proc, Task};
 use super::token::{self, Token};
+use super::window::WindowId;
 use crate::host::Shared;
 use crate::limits::is_last;
 use ringlab_kernel::cpu::sched::TaskId;
@@ -43,9 +44,11 @@ impl Guests {
         });
         let id = shared.clone_task(root, &comm(tid));
         debug!(tid, tgid, task = id.0, "a thread's first call");
-        self.memory.add(id, Mem::of(tid));
+        let window = self.procs.get(&tgid).map_or(WindowId::default(), |p| p.cache.window());
+        let mem = Mem::of(tid).seen_through(window);
+        self.memory.add(id, mem);
         self.by_task.insert(id.0, tid);
-        self.tasks.insert(tid, Task { id, tgid, pending: None, interrupted: Vec::new(), held: None, until: None, bell: None });
+        self.tasks.insert(tid, Task { id, tgid, mem, pending: None, interrupted: Vec::new(), held: None, until: None, bell: None });
         if let Some(proc) = self.procs.get_mut(&tgid) {
             proc.threads.push(tid);
         }
@@ -65,6 +68,7 @@ impl Guests {
 
     /// The first call after an `exec`, if it succeeded: other threads are gone, descriptors may be.
     fn after_exec(&mut self, shared: &Shared, tgid: i32, tid: i32) {
+        self.drop_window(tgid);
         let Some(proc) = self.procs.get_mut(&tgid) else { return };
         proc.cache.clear();
         let others: Vec<i32> = proc.threads.iter().copied().filter(|&t| t != tid).collect();
@@ -82,6 +86,7 @@ impl Guests {
         for tid in proc.threads.clone() {
             self.end_thread(shared, tid);
         }
+        self.drop_window(tgid);
         self.procs.remove(&tgid);
         self.forget_mappings(tgid, 0, u32::MAX);
         self.sets.suspect();
@@ -226,6 +231,6 @@ fn comm(tid: i32) -> String {
     name.trim_end().to_owned()
 }
 
-fn exists(tgid: i32, tid: i32) -> bool {
+pub(super) fn exists(tgid: i32, tid: i32) -> bool {
     std::fs::exists(format!("/proc/{tgid}/task/{tid}")).unwrap_or(false)
 }

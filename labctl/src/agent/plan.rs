@@ -339,6 +339,7 @@ fn files(files: &topology::Files, base: &Path) -> host::Files {
         env: files.env.clone().into_iter().collect(),
         workdir: files.workdir.clone().unwrap_or_default(),
         user: files.user.clone().unwrap_or_default(),
+        no_preload: files.no_preload,
     }
 }
 

@@ -13,7 +13,7 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Component, Path, PathBuf};
 
-/// `root`, `binds`, `env`, `workdir`, `user` of a node.
+/// `root`, `binds`, `env`, `workdir`, `user`, `preload` of a node.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Files {
     /// What programs see as `/`, as the file has it; `None`: the machine's.
@@ -26,6 +26,8 @@ pub struct Files {
     pub workdir: Option<String>,
     /// Whom they run as.
     pub user: Option<String>,
+    /// The dynamic loader puts nothing into them.
+    pub no_preload: bool,
 }
 
 /// An entry of `binds:`.
@@ -50,7 +52,7 @@ pub(super) fn lower(raw: &raw::Node, base: Option<&Path>, problems: &mut Vec<Pro
     let env = raw.env.0.iter().map(|(k, v)| (k.value.clone(), v.0.clone())).collect();
     let workdir = raw.workdir.as_ref().and_then(|w| l.workdir(w, root.as_deref(), &binds));
     let user = raw.user.as_ref().and_then(|u| l.user(u, root.as_deref()));
-    Files { root, binds, env, workdir, user }
+    Files { root, binds, env, workdir, user, no_preload: raw.preload.as_ref().is_some_and(|p| !p.value) }
 }
 
 struct Lower<'a> {

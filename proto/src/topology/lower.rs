@@ -135,6 +135,7 @@ impl Lower<'_> {
             ("root", raw.root.as_ref().map(|r| r.referenced), emulated),
             ("binds", raw.binds.first().map(|b| b.referenced), emulated),
             ("user", raw.user.as_ref().map(|u| u.referenced), emulated),
+            ("preload", raw.preload.as_ref().map(|p| p.referenced), emulated),
             ("env", raw.env.0.first().map(|(k, _)| k.referenced), kind != raw::Kind::Switch),
             ("workdir", raw.workdir.as_ref().map(|w| w.referenced), kind != raw::Kind::Switch),
             ("nic", raw.nic.as_ref().map(|n| n.referenced), kind != raw::Kind::Linux),

@@ -95,6 +95,8 @@ pub struct Node {
     pub workdir: Option<Placed<String>>,
     /// Whom programs run as: a name, or "uid:gid".
     pub user: Option<Placed<Scalar>>,
+    /// Whether the dynamic loader puts an object of hostd's into programs, which makes their calls cheaper. Default: true.
+    pub preload: Option<Placed<bool>>,
     /// Its interfaces' hardware.
     pub nic: Option<Placed<Nic>>,
     /// Static routes.

@@ -184,7 +184,9 @@ fn host(fields: &str) -> String {
 
 #[test]
 fn files_of_a_node_are_read() {
-    let t = ok(&host("root: rootfs\nbinds: [\"./a:/srv//a\", \"/b:/b:ro\"]\nenv: {A: 1, B: \"x y\"}\nworkdir: /srv\nuser: 1000:5"));
+    let t = ok(&host(
+        "preload: false\nroot: rootfs\nbinds: [\"./a:/srv//a\", \"/b:/b:ro\"]\nenv: {A: 1, B: \"x y\"}\nworkdir: /srv\nuser: 1000:5",
+    ));
     let bind = |source: &str, destination: &str, read_only| Bind { source: source.into(), destination: destination.into(), read_only };
     let want = Files {
         root: Some("rootfs".into()),
@@ -192,6 +194,7 @@ fn files_of_a_node_are_read() {
         env: [("A".to_owned(), "1".to_owned()), ("B".into(), "x y".into())].into(),
         workdir: Some("/srv".into()),
         user: Some("1000:5".into()),
+        no_preload: true,
     };
     assert_eq!(t.nodes[0].files, want);
     assert_eq!(ok("name: t\nnodes: {l: {kind: linux, env: {A: b}, workdir: /}}\n").nodes[0].files.workdir.as_deref(), Some("/"));

@@ -236,9 +236,20 @@ void end_with_parent(void)
     prctl(PR_SET_PDEATHSIG, SIGKILL);
 }
 
+/* A program that has made some calls gets what is there for those that make many: on an emulated host its small arguments then go
+ * through memory that it shares with the supervisor. */
+static void warm_up(void)
+{
+    int value;
+    socklen_t len = sizeof value;
+    for (int i = 0; i < 64; i++)
+        getsockopt(-1, SOL_SOCKET, SO_TYPE, &value, &len);
+}
+
 static void serve(int fd)
 {
     char line[LINE];
+    warm_up();
     alarm(CASE_SECONDS);
     if (!get(fd, line))
         return;
@@ -295,6 +306,7 @@ static void run_case(const struct family *f, int index)
     if (pid == 0) {
         end_with_parent();
         alarm(CASE_SECONDS);
+        warm_up();
         start_control();
         if (c->script)
             script(c->script);

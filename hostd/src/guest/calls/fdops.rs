@@ -70,6 +70,7 @@ impl Guests {
     /// `clone`, `unshare`: from here on descriptors are not a process's.
     pub(super) fn sys_split(&mut self) -> Outcome {
         self.untold = true;
+        self.darken_windows();
         Outcome::Continue
     }
 
@@ -77,6 +78,7 @@ impl Guests {
     /// of what it closes.
     pub(in crate::guest) fn on_i386(&mut self, shared: &Shared, c: Caller, listener: &Listener, n: &Notif) {
         self.untold = true;
+        self.darken_windows();
         self.sets.suspect();
         if I386_EXECS.contains(&n.nr) {
             self.sys_exec(c);

@@ -29,6 +29,10 @@ impl Guests {
             Finish::Splice(s) => return self.finish_splice(shared, c, listener, n, s, &ret),
             Finish::Closed => return self.let_go(shared, c, listener, n),
             Finish::Value => number(ret).map(Reply::Value),
+            Finish::Change(change) => {
+                self.end_change(c, change, &ret);
+                number(ret).map(Reply::Value)
+            }
             Finish::Socket { cloexec } => number(ret).map(|handle| Reply::Inject { handle: handle as i32, cloexec }),
             Finish::Accept { addr, len, cloexec } => self.accepted(shared, c, ret, addr, len, cloexec),
             Finish::Addr { addr, len } => named(c, ret, addr, len).map(|()| Reply::Value(0)),

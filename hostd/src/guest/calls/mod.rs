@@ -18,7 +18,7 @@ use super::fds::Kind;
 use super::filter::{PATHS, changes};
 use super::notify::{Listener, Notif};
 use super::table::Caller;
-use crate::guest::epoll::EpollFinish;
+use crate::guest::epoll::{Change, EpollFinish};
 use crate::guest::poll::PollFinish;
 use crate::host::Shared;
 use ringlab_kernel::errno::Errno;
@@ -107,6 +107,8 @@ pub enum Finish {
     Owner(u64),
     /// `close` that lingers: the machine's kernel closes the descriptor afterwards.
     Closed,
+    /// `epoll_ctl` of a socket.
+    Change(Change),
     /// `epoll_wait`.
     Epoll(EpollFinish),
     /// `epoll_wait` that the machine's kernel makes: the model's part of the set, by its number.
@@ -127,6 +129,7 @@ impl Guests {
         let a = &n.args;
         let fd = a[0] as i32;
         match i64::from(n.nr) {
+            _ if Self::is_window_call(n) => self.sys_window(c, listener, n),
             libc::SYS_socket => Ok(Self::sys_socket(a)),
             libc::SYS_socketpair => Err(Errno::EOPNOTSUPP),
             libc::SYS_epoll_create1 => self.sys_epoll_create(shared, c, listener, n, a[0] as i32),
