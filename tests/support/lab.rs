@@ -1,7 +1,7 @@
 //! A lab, deployed with `labctl` under a state directory of its own (and so an
 //! agent of its own: tests do not meet).
 
-use crate::reach::Reachable;
+use crate::reach::{Reachable, temporary};
 use crate::{fresh_dir, stale};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -52,8 +52,8 @@ impl Site {
         let mut c = Command::new(self.programs.dir.join("labctl"));
         c.args(args).env("RINGLAB_DIR", &self.dir).env("NO_COLOR", "1").env("CI", "true").stdin(Stdio::null());
         if self.for_others {
-            // The test's own directory may be one that they cannot enter.
-            c.current_dir(&self.dir);
+            // The test's own directories may be such as they cannot enter.
+            c.current_dir(&self.dir).env("TMPDIR", temporary());
         }
         c
     }

@@ -22,6 +22,7 @@ mod deploy;
 mod diff;
 mod exec;
 mod failure;
+mod held;
 mod journal;
 mod lab;
 pub mod machine;
@@ -55,7 +56,7 @@ use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
 
-/// How long an agent without labs and requests stays.
+/// How long an agent without labs, connections and requests stays.
 const LINGER: Duration = Duration::from_millis(500);
 
 /// How long the socket of an agent that has let go of its lock may still be served.
@@ -75,7 +76,7 @@ pub struct Agent {
     calls: AtomicU64,
 }
 
-/// A request under way: as long as there is one, the agent stays.
+/// A connection, or a request under way: as long as there is one, the agent stays.
 #[derive(Debug)]
 pub struct Busy(Arc<Agent>);
 
@@ -96,14 +97,7 @@ pub async fn run(state: StateDir) -> anyhow::Result<()> {
     raise_file_limit();
     let programs = program_dir()?;
     let labs = adopt::adopt_all(&state.labs(), &programs).await;
-    let agent = Arc::new(Agent {
-        state: state.clone(),
-        programs,
-        labs: Mutex::new(labs),
-        requests: AtomicUsize::new(0),
-        changed: Notify::new(),
-        calls: AtomicU64::new(0),
-    });
+    let agent = Agent::new(state.clone(), programs, labs);
     let listener = listen(&state.socket()).await?;
     announce()?;
     tracing::info!(socket = %state.socket().display(), "listening");
@@ -152,18 +146,23 @@ fn raise_file_limit() {
 }
 
 impl Agent {
+    fn new(state: StateDir, programs: PathBuf, labs: BTreeMap<String, Arc<Lab>>) -> Arc<Self> {
+        let (requests, changed, calls) = (AtomicUsize::new(0), Notify::new(), AtomicU64::new(0));
+        Arc::new(Self { state, programs, labs: Mutex::new(labs), requests, changed, calls })
+    }
+
     fn map(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Lab>>> {
         self.labs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes a request, until the result is dropped.
+    /// Notes a connection or a request, until the result is dropped.
     fn busy(self: &Arc<Self>) -> Busy {
         self.requests.fetch_add(1, Ordering::Relaxed);
         self.changed.notify_one();
         Busy(self.clone())
     }
 
-    /// Ends when the agent has had neither labs nor requests for a while.
+    /// Ends when the agent has had neither labs nor connections nor requests for a while.
     async fn idle(&self) {
         loop {
             let idle = self.requests.load(Ordering::Relaxed) == 0 && self.map().is_empty();
@@ -237,6 +236,29 @@ async fn asked_to_end() -> io::Result<()> {
 mod tests {
     use super::*;
     use crate::scratch::Scratch;
+    use ringlab_proto::agent::ListRequest;
+    use ringlab_proto::agent::agent_client::AgentClient;
+
+    /// The agent that serves at `socket`, a moment later.
+    fn serves(socket: &Path) -> tokio::task::JoinHandle<anyhow::Result<bool>> {
+        let agent = Agent::new(StateDir::at(socket.parent().unwrap()), PathBuf::new(), BTreeMap::new());
+        tokio::spawn(server::serve(agent, ringlab_proto::server::bind(socket).unwrap()))
+    }
+
+    #[tokio::test]
+    async fn agent_stays_for_who_is_connected_and_pauses() {
+        let scratch = Scratch::new("agent-stays");
+        let socket = scratch.path().join("agent.sock");
+        let agent = serves(&socket);
+        let mut client = AgentClient::new(channel(&socket));
+        client.list(ListRequest {}).await.unwrap();
+        // Of the agent, which waits as long; as slow a machine may stop whoever asks.
+        tokio::time::sleep(3 * LINGER).await;
+        client.list(ListRequest {}).await.unwrap();
+        assert!(!agent.is_finished());
+        drop(client);
+        assert!(agent.await.unwrap().unwrap(), "it ends when nobody is there any more");
+    }
 
     #[tokio::test]
     async fn socket_of_an_agent_that_still_ends_is_waited_for() {

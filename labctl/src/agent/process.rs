@@ -240,30 +240,34 @@ fn watch(pidfd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     AsyncFd::with_interest(pidfd, Interest::READABLE)
 }
 
-/// A field of a `stat` file below `/proc`, counted from 1. The second, the name, may hold anything, in parentheses.
-fn stat_field<T: FromStr>(stat: &Path, number: usize) -> Option<T> {
-    let stat = std::fs::read_to_string(stat).ok()?;
+/// A field of a `stat` file, counted from 1. The second, the name, may hold anything, in parentheses.
+fn stat_field<T: FromStr>(stat: &str, number: usize) -> Option<T> {
     let (_, after) = stat.rsplit_once(')')?;
     after.split_ascii_whitespace().nth(number - 3)?.parse().ok()
 }
 
 fn start_time(pid: u32) -> Option<u64> {
-    stat_field(Path::new(&format!("/proc/{pid}/stat")), 22)
+    stat_field(&std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?, 22)
 }
 
-/// Whether every thread of a process has been killed or ends: one alone does so in other processes, too.
+/// Whether every thread of a process has been killed or ends: one alone may do so in a process that lives on.
 fn is_dying(pid: u32) -> bool {
-    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
-    threads.into_iter().all(|thread| {
-        let is_killed = |status: String| {
-            let pending = status.lines().filter_map(|line| line.strip_prefix("SigPnd:").or(line.strip_prefix("ShdPnd:")));
-            let mut sets = pending.filter_map(|set| u64::from_str_radix(set.trim(), 16).ok());
-            sets.any(|set| set & 1 << (Signal::KILL.as_raw() - 1) != 0)
-        };
-        // In this order: it takes the signal, then says that it ends. A thread that cannot be looked at has ended.
-        std::fs::read_to_string(thread.path().join("status")).map_or(true, is_killed)
-            || stat_field(&thread.path().join("stat"), 9).is_none_or(|flags: u64| flags & (PF_EXITING | PF_SIGNALED) != 0)
+    let Ok(threads) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return false };
+    threads.flatten().all(|thread| match ends(&thread.path()) {
+        Ok(ends) => ends,
+        // It has ended meanwhile; what else may go wrong says nothing of it.
+        Err(error) => matches!(Errno::from_io_error(&error), Some(Errno::NOENT | Errno::SRCH)),
     })
+}
+
+/// Whether a thread has been killed or ends.
+fn ends(thread: &Path) -> io::Result<bool> {
+    // In this order: it takes the signal, then says that it ends.
+    let status = std::fs::read_to_string(thread.join("status"))?;
+    let flags = stat_field::<u64>(&std::fs::read_to_string(thread.join("stat"))?, 9).unwrap_or(0);
+    let pending = status.lines().filter_map(|line| line.strip_prefix("SigPnd:").or(line.strip_prefix("ShdPnd:")));
+    let mut sets = pending.filter_map(|set| u64::from_str_radix(set.trim(), 16).ok());
+    Ok(sets.any(|set| set & 1 << (Signal::KILL.as_raw() - 1) != 0) || flags & (PF_EXITING | PF_SIGNALED) != 0)
 }
 
 /// Field 9 of `stat`: it ends.
@@ -346,7 +350,7 @@ sys.stdin.readline()
         let child = launch(Launch { command, log: scratch.path().join("log"), cpu: None }).await.unwrap();
         let process = Process::of_child(child).unwrap();
         let stat = format!("/proc/{}/stat", process.pid());
-        while stat_field::<String>(Path::new(&stat), 3).unwrap() != "Z" {
+        while stat_field::<String>(&std::fs::read_to_string(&stat).unwrap(), 3).unwrap() != "Z" {
             tokio::task::yield_now().await;
         }
         assert!(Process::adopt(process.pid(), process.start_time()).await.unwrap().is_some());

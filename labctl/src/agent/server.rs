@@ -3,6 +3,7 @@
 use crate::agent::apply::Progress;
 use crate::agent::daemon::{Cancel, Role, channel};
 use crate::agent::failure::Failure;
+use crate::agent::held::Held;
 use crate::agent::lab::Lab;
 use crate::agent::plan::NodePlan;
 use crate::agent::start::Maker;
@@ -42,8 +43,9 @@ pub async fn serve(agent: Arc<Agent>, listener: UnixListener) -> anyhow::Result<
         }
     };
     let router = server::router::<AgentServer<Server>>().await.add_service(service);
+    let connections = server::allowed(listener).map(|stream| stream.map(|stream| Held::new(&agent, stream)));
     tokio::select! {
-        served = router.serve_with_incoming(server::allowed(listener)) => served?,
+        served = router.serve_with_incoming(connections) => served?,
         () = end => {}
     }
     Ok(idle)
