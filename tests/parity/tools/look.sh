@@ -85,6 +85,12 @@ host() {
     # Names and their order; what a NIC can is its own.
     t ethtool_k 'ethtool -k eth0' 's/: (on|off).*//'
     t ethtool_p 'ethtool -P eth0' 's/[0-9a-f:]{17}|not set/M/'
+    # Last, for all that is known of the network goes with it.
+    own=$(ip -o -4 addr show dev eth0 | sed -E 's/.* inet ([^ ]+) .*/\1/')
+    t last_addr "ip route add 10.77.0.0/16 via 10.99.0.9; ip route add 10.78.0.0/16 dev eth0; ip route add 10.79.0.0/16 via 10.99.0.9 src ${own%/*}
+        ip neigh replace 10.99.0.9 lladdr 02:00:00:00:00:09 dev eth0; ip addr add 10.98.0.1/24 dev eth0
+        ip addr del 10.98.0.1/24 dev eth0; ip route; ip addr del $own dev eth0; ip route show table all; ip neigh
+        ip addr add $own dev eth0; ip route" '/^(ff00|fe80|local ::1|anycast|multicast)/d'
 }
 
 sockets() {
