@@ -158,7 +158,18 @@ impl Guests {
 
     /// A thread closes a descriptor, or puts something else in its place.
     pub(super) fn note_close(&mut self, caller: Caller, fd: i32) {
-        if let Kind::Modelled(handle) = self.kind(caller, fd) {
+        let kind = self.kind(caller, fd);
+        self.forget(caller, fd, kind);
+    }
+
+    /// As [`Self::note_close`], where there may be nothing to look at any more.
+    pub(super) fn note_closed(&mut self, caller: Caller, fd: i32) {
+        let known = self.procs.get(&caller.tgid).and_then(|p| p.cache.get(fd));
+        self.forget(caller, fd, known.unwrap_or(Kind::None));
+    }
+
+    fn forget(&mut self, caller: Caller, fd: i32, kind: Kind) {
+        if let Kind::Modelled(handle) = kind {
             self.closing.push((caller.tid, handle));
         }
         self.forget_mappings(caller.tgid, fd as u32, fd as u32);

@@ -61,7 +61,7 @@ impl Guests {
         while let Some([set, op, fd, events, low, high]) = window::next_change(id) {
             if op == CLOSE {
                 let closer = self.thread_of(shared, c, fd as i32);
-                self.note_close(closer, set as i32);
+                self.note_closed(closer, set as i32);
                 continue;
             }
             let event = EpollEvent { events: PollEvents::from_bits_truncate(events), data: u64::from(high) << 32 | u64::from(low) };
