@@ -49,6 +49,11 @@ fn a_program_that_filters_its_calls_makes_none_but_its_own() {
 }
 
 #[test]
+fn a_process_without_a_free_descriptor_goes_without() {
+    same_of("preload", &[&["full", "cold"]]);
+}
+
+#[test]
 fn what_a_hostile_program_writes_there_harms_nobody_else() {
     same_of("preload", &[&["hostile"], &["files"], &["sets"]]);
 }

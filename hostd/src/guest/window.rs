@@ -42,6 +42,8 @@ struct Window {
     base: u64,
     /// Changes of sets that were taken.
     taken: u32,
+    /// Something was told of sets.
+    told: bool,
 }
 
 #[derive(Default)]
@@ -65,7 +67,7 @@ impl Window {
         // SAFETY: a fresh mapping of a file of this size, which cannot shrink.
         let map = unsafe { mmap(core::ptr::null_mut(), SIZE, ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED, &file, 0) }?;
         let map = NonNull::new(map.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
-        Ok((Self { id: WindowId(0), map, base: 0, taken: 0 }, file))
+        Ok((Self { id: WindowId(0), map, base: 0, taken: 0, told: false }, file))
     }
 
     fn word(&self, offset: usize) -> &AtomicU32 {
@@ -164,7 +166,10 @@ pub fn set_state(id: WindowId, fd: i32, state: u32) {
     if let Ok(at) = usize::try_from(fd)
         && at < FOLLOWED
     {
-        with(id, |w| w.word(STATE + at * 4).store(state, Ordering::Release));
+        with(id, |w| {
+            w.told |= state != 0;
+            w.word(STATE + at * 4).store(state, Ordering::Release);
+        });
     }
 }
 
@@ -174,22 +179,31 @@ pub fn set_quiet(id: WindowId, set: i32, quiet: bool) {
         && at < FOLLOWED
     {
         let bit = 1 << (at % 32);
-        with(id, |w| match quiet {
-            true => w.word(QUIET + at / 32 * 4).fetch_or(bit, Ordering::SeqCst),
-            false => w.word(QUIET + at / 32 * 4).fetch_and(!bit, Ordering::SeqCst),
+        with(id, |w| {
+            w.told |= quiet;
+            let word = w.word(QUIET + at / 32 * 4);
+            if quiet { word.fetch_or(bit, Ordering::SeqCst) } else { word.fetch_and(!bit, Ordering::SeqCst) }
         });
     }
 }
 
 /// Changes of all sets are calls, until something else is known.
 pub fn quiet_none(id: WindowId) {
-    with(id, |w| (QUIET..QUIET + FOLLOWED / 8).step_by(4).for_each(|at| w.word(at).store(0, Ordering::SeqCst)));
+    with(id, |w| {
+        if w.told {
+            (QUIET..QUIET + FOLLOWED / 8).step_by(4).for_each(|at| w.word(at).store(0, Ordering::SeqCst));
+        }
+    });
 }
 
 /// Nothing is known of sets any more.
 pub fn forget_sets(id: WindowId) {
     quiet_none(id);
-    with(id, |w| (STATE..QUIET).step_by(4).for_each(|at| w.word(at).store(0, Ordering::Relaxed)));
+    with(id, |w| {
+        if core::mem::take(&mut w.told) {
+            (STATE..QUIET).step_by(4).for_each(|at| w.word(at).store(0, Ordering::Relaxed));
+        }
+    });
 }
 
 /// The next change of a set that the program has appended.
@@ -247,11 +261,14 @@ impl Guests {
     }
 
     /// Makes a window, or learns where it is.
-    pub(super) fn sys_window(&mut self, c: Caller, listener: &Rc<Listener>, n: &Notif) -> Result<Outcome, Errno> {
+    pub(super) fn sys_window(&mut self, shared: &Shared, c: Caller, listener: &Rc<Listener>, n: &Notif) -> Result<Outcome, Errno> {
         match n.args[2] as i32 {
             MAKE if self.preload.is_some() => {
                 let (mut window, file) = Window::make().map_err(|_| Errno::ENFILE)?;
-                let Ok(fd) = listener.inject(n.id, file.as_fd(), true) else { return Ok(Outcome::Taken) };
+                let fd = match listener.inject(n.id, file.as_fd(), true) {
+                    Ok(fd) => fd,
+                    Err(errno) => return Ok(self.not_injected(shared, c, n, errno)),
+                };
                 self.drop_window(c.tgid);
                 window.word(LIVE).store(u32::from(!self.untold), Ordering::Relaxed);
                 let Some(proc) = self.procs.get_mut(&c.tgid) else { return Ok(Outcome::Taken) };

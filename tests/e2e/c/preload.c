@@ -1,7 +1,7 @@
 /* What the object in front of the C library must not change, and what it must save. Prints the same on the machine and on an emulated
  * host.
  *
- *   preload files|sets|waits|pointers|numbers|forks|cancel|sandbox|hostile
+ *   preload files|sets|waits|pointers|numbers|forks|cancel|sandbox|hostile|full
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -526,11 +526,29 @@ static void hostile(void)
     fflush(stdout);
 }
 
+/* There is no number for a descriptor when the process gets its window. */
+static void full(void)
+{
+    char got[8];
+    int pair[2], last = 0;
+    connected(pair);
+    for (int fd; (fd = dup(0)) >= 0;)
+        last = fd;
+    warm_up();
+    say("dup", dup(0));
+    close(last);
+    say("one again", dup(0) == last);
+    for (int i = 0; i < 100; i++)
+        if (write(pair[0], "ping", 4) != 4 || read(pair[1], got, 4) != 4)
+            fail("in a full table");
+    puts("works");
+}
+
 int main(int argc, char **argv)
 {
     struct { const char *name; void (*run)(void); } cases[] = {
         { "files", files }, { "sets", sets }, { "waits", wait_sets }, { "pointers", pointers },
-        { "numbers", numbers }, { "forks", forks }, { "cancel", cancel }, { "sandbox", sandbox }, { "hostile", hostile },
+        { "numbers", numbers }, { "forks", forks }, { "cancel", cancel }, { "sandbox", sandbox }, { "hostile", hostile }, { "full", full },
     };
     /* With "cold" the filter is there before the process is worth a window. */
     if (argc < 3)

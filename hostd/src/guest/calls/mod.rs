@@ -129,7 +129,7 @@ impl Guests {
         let a = &n.args;
         let fd = a[0] as i32;
         match i64::from(n.nr) {
-            _ if Self::is_window_call(n) => self.sys_window(c, listener, n),
+            _ if Self::is_window_call(n) => self.sys_window(shared, c, listener, n),
             libc::SYS_socket => Ok(Self::sys_socket(a)),
             libc::SYS_socketpair => Err(Errno::EOPNOTSUPP),
             libc::SYS_epoll_create1 => self.sys_epoll_create(shared, c, listener, n, a[0] as i32),
