@@ -162,3 +162,59 @@ fn routes_and_neighbours_are_shown_and_changed() {
     assert_eq!(entry[18..24], [2, 9, 9, 9, 9, 9]);
     a.ok(&mut lab, Call::Ioctl(fd, 0x8953, arpreq));
 }
+
+/// `struct rtentry`, `dev` the address of a name.
+fn rtentry(dst: [u8; 4], gateway: Option<Ipv4Addr>, mask: [u8; 4], dev: u64) -> Vec<u8> {
+    let mut b = vec![0; 120];
+    for (at, addr) in [(8, dst.into()), (24, gateway.unwrap_or(Ipv4Addr::UNSPECIFIED)), (40, mask.into())] {
+        b[at..at + 8].copy_from_slice(&inet(addr));
+    }
+    b[56..58].copy_from_slice(&(if gateway.is_some() { 3u16 } else { 1 }).to_ne_bytes());
+    b[88..96].copy_from_slice(&dev.to_ne_bytes());
+    b
+}
+
+#[test]
+fn route_may_name_its_link_and_goes_by_what_is_said_of_it() {
+    let (mut lab, a, fd) = one(6);
+    let [eth0, eth9] = [b"eth0\0 and whatever", b"eth9\0 and whatever"].map(|name| lab.hosts[A].mem.put(name).addr);
+    let (net, all, far) = ([10, 10, 0, 0], [255, 255, 0, 0], Ipv4Addr::new(10, 10, 0, 9));
+    let add = |e: Vec<u8>| Call::Ioctl(fd, 0x890b, e);
+    let del = |e: Vec<u8>| Call::Ioctl(fd, 0x890c, e);
+    assert_eq!(a.err(&mut lab, add(rtentry(net, None, all, eth9))), Errno::ENODEV);
+    assert_eq!(a.err(&mut lab, add(rtentry(net, None, all, 8))), Errno::EFAULT);
+    a.ok(&mut lab, add(rtentry(net, None, all, eth0)));
+    assert_eq!(a.send_to(&mut lab, fd, b"x", far, 9), Ret::Value(1), "on the link");
+    a.ok(&mut lab, del(rtentry(net, None, all, eth0)));
+    assert_eq!(a.send_to(&mut lab, fd, b"x", far, 9), Ret::Err(Errno::ENETUNREACH));
+    let mut reject = rtentry(net, None, all, 0);
+    reject[57] = 2;
+    assert_eq!(a.err(&mut lab, add(reject)), Errno::EOPNOTSUPP);
+    // `route del default` names no gateway.
+    a.ok(&mut lab, add(rtentry([0; 4], Some(ADDR_B), [0; 4], 0)));
+    assert_eq!(a.err(&mut lab, del(rtentry([0; 4], Some(ADDR_A), [0; 4], 0))), Errno::ESRCH);
+    a.ok(&mut lab, del(rtentry([0; 4], None, [0; 4], 0)));
+    assert_eq!(a.err(&mut lab, del(rtentry([0; 4], None, [0; 4], 0))), Errno::ESRCH);
+}
+
+#[test]
+fn alias_has_an_address_of_its_own() {
+    let (mut lab, a, fd) = one(7);
+    let set = |cmd, name: &str, value: &[u8]| Call::Ioctl(fd, cmd, ifreq(name, value));
+    let [first, second] = [Ipv4Addr::new(10, 7, 7, 7), Ipv4Addr::new(10, 7, 7, 8)];
+    assert_eq!(a.err(&mut lab, set(0x8915, "eth0:1", &[])), Errno::EADDRNOTAVAIL);
+    assert_eq!(a.err(&mut lab, set(0x8914, "eth0:1", &[1, 0])), Errno::EADDRNOTAVAIL);
+    a.ok(&mut lab, set(0x8916, "eth0:1", &inet(first)));
+    assert_eq!(get(a, &mut lab, fd, 0x8915, "eth0:1")[..8], inet(first));
+    assert_eq!(get(a, &mut lab, fd, 0x8915, "eth0")[..8], inet(ADDR_A), "the interface's own stays");
+    let Ret::IfConf(all, 120) = a.now(&mut lab, Call::IfConf(fd, Some(120))) else { panic!() };
+    assert_eq!((&all[40..45], &all[80..87]), (&b"eth0\0"[..], &b"eth0:1\0"[..]));
+    a.ok(&mut lab, set(0x8916, "eth0:1", &inet(second)));
+    a.ok(&mut lab, set(0x891c, "eth0:1", &inet(Ipv4Addr::new(255, 255, 0, 0))));
+    assert_eq!(get(a, &mut lab, fd, 0x891b, "eth0:1")[..8], inet(Ipv4Addr::new(255, 255, 0, 0)));
+    a.ok(&mut lab, set(0x8916, "eth0:1", &inet(second)));
+    assert_eq!(get(a, &mut lab, fd, 0x891b, "eth0:1")[..8], inet(Ipv4Addr::new(255, 255, 0, 0)), "the same again changes nothing");
+    a.ok(&mut lab, set(0x8914, "eth0:1", &[0, 0]));
+    assert_eq!(a.err(&mut lab, set(0x8915, "eth0:1", &[])), Errno::EADDRNOTAVAIL);
+    assert_eq!(get(a, &mut lab, fd, 0x8913, "eth0")[..2], [0x43, 0x10], "the interface is up");
+}

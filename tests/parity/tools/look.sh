@@ -85,6 +85,11 @@ host() {
     # Names and their order; what a NIC can is its own.
     t ethtool_k 'ethtool -k eth0' 's/: (on|off).*//'
     t ethtool_p 'ethtool -P eth0' 's/[0-9a-f:]{17}|not set/M/'
+    t route_ioctl 'route add default gw 10.99.0.9; route del default; echo $?; route del default; echo $?; route add -host 10.8.8.8 dev eth0
+        route add -net 10.10.0.0/16 dev eth0 metric 5; route add -net 10.11.0.0/16 gw 10.99.0.9; route add -net 10.12.0.0/16 dev eth9; ip route
+        route del -host 10.8.8.8; route del -net 10.10.0.0/16 dev eth0; route del -net 10.11.0.0/16; ip route'
+    t alias_ioctl 'ifconfig eth0:1 10.7.7.7; ip -o -4 addr; ifconfig eth0:1 10.7.7.8 netmask 255.255.0.0; ip -o -4 addr; ifconfig -a | grep -A 1 eth0
+        ip route; ifconfig eth0:1 down; ip -o -4 addr' 's/flags=.*//'
     # Last, for all that is known of the network goes with it.
     own=$(ip -o -4 addr show dev eth0 | sed -E 's/.* inet ([^ ]+) .*/\1/')
     t last_addr "ip route add 10.77.0.0/16 via 10.99.0.9; ip route add 10.78.0.0/16 dev eth0; ip route add 10.79.0.0/16 via 10.99.0.9 src ${own%/*}

@@ -8,6 +8,7 @@ use crate::cpu::sched::TaskId;
 use crate::dev::NetDevice;
 use crate::dev::net_device::IfIndex;
 use crate::errno::Errno;
+use crate::ip::route::IfAddr;
 use crate::sock::AF_INET;
 use crate::syscall::abi::octets;
 use crate::syscall::ioctl::{IFREQ_LEN, nr};
@@ -26,9 +27,6 @@ const RUNNING: u16 = 0x40;
 const MULTICAST: u16 = 0x1000;
 const ARPHRD_ETHER: u16 = 1;
 const ARPHRD_LOOPBACK: u16 = 772;
-/// `RTF_GATEWAY`, `RTF_HOST`.
-const RTF_GATEWAY: u16 = 2;
-const RTF_HOST: u16 = 4;
 /// `ATF_COM`.
 const ATF_COM: u32 = 2;
 
@@ -57,7 +55,7 @@ impl Kernel {
             nr::SIOCGSTAMP | nr::SIOCGSTAMPNS => self.stamp(task, fd, cmd == nr::SIOCGSTAMPNS),
             _ => {
                 self.fget_sock(task, fd).map_err(|e| if e == Errno::ENOTSOCK { Errno::ENOTTY } else { e })?;
-                self.inet_ioctl(cmd, arg)
+                self.inet_ioctl(task, cmd, arg)
             }
         }
     }
@@ -72,7 +70,7 @@ impl Kernel {
         Ok(Ret::Bytes(parts.map(u64::to_ne_bytes).concat()))
     }
 
-    fn inet_ioctl(&mut self, cmd: u32, arg: &[u8]) -> Result<Ret, Errno> {
+    fn inet_ioctl(&mut self, task: TaskId, cmd: u32, arg: &[u8]) -> Result<Ret, Errno> {
         match cmd {
             nr::SIOCGIFNAME => {
                 let index = octets(arg, IFNAMSIZ).map(u32::from_ne_bytes).ok_or(Errno::EFAULT)?;
@@ -81,7 +79,7 @@ impl Kernel {
                 out[..IFNAMSIZ].copy_from_slice(&padded(name));
                 Ok(Ret::Bytes(out))
             }
-            nr::SIOCADDRT | nr::SIOCDELRT => self.ip_rt_ioctl(cmd == nr::SIOCADDRT, arg).map(|()| Ret::Value(0)),
+            nr::SIOCADDRT | nr::SIOCDELRT => self.ip_rt_ioctl(task, cmd == nr::SIOCADDRT, arg).map(|()| Ret::Value(0)),
             nr::SIOCGARP | nr::SIOCSARP | nr::SIOCDARP => self.arp_ioctl(cmd, arg),
             nr::SIOCGIFFLAGS..=nr::SIOCSIFTXQLEN | nr::SIOCGIFMAP => self.if_ioctl(cmd, arg),
             // No device here has requests of its own, but it is looked up first.
@@ -97,8 +95,8 @@ impl Kernel {
         }
         let index = self.ifreq_dev(arg)?;
         let dev = self.devs.get(IfIndex(index)).ok_or(Errno::ENODEV)?;
-        let first = self.fib.addrs().find(|a| a.dev == index);
-        let addr = || first.ok_or(Errno::EADDRNOTAVAIL);
+        let labelled = self.ifreq_ifa(index, arg, true);
+        let addr = || labelled.ok_or(Errno::EADDRNOTAVAIL);
         let sockaddr = |a: Ipv4Addr| [&AF_INET.to_ne_bytes()[..], &[0, 0], &a.octets()].concat();
         let word = |n: u32| n.to_ne_bytes().to_vec();
         let value = match cmd {
@@ -126,10 +124,18 @@ impl Kernel {
 
     /// The interface that `struct ifreq` names; an alias ("eth0:1") is its interface.
     fn ifreq_dev(&self, arg: &[u8]) -> Result<u32, Errno> {
-        let name = arg[..IFNAMSIZ].split(|&b| b == 0).next().unwrap_or_default();
-        let name = core::str::from_utf8(name).map_err(|_| Errno::ENODEV)?;
-        let name = name.split(':').next().unwrap_or_default();
+        let name = name_of(arg).split(':').next().unwrap_or_default();
         self.dev_get_by_name(name).ok_or(Errno::ENODEV)
+    }
+
+    /// The address that `struct ifreq` means (Linux `devinet_ioctl`): the first whose label is the name, an alias's or the
+    /// interface's own; with `also_by_addr` one that also is the address given, before that.
+    pub(super) fn ifreq_ifa(&self, index: u32, arg: &[u8], also_by_addr: bool) -> Option<&IfAddr> {
+        let name = name_of(arg);
+        let labelled = || self.fib.addrs().filter(|a| a.dev == index && a.label == name);
+        let family = octets(arg, IFNAMSIZ).map(u16::from_ne_bytes);
+        let given = octets::<4>(arg, IFNAMSIZ + 4).map(Ipv4Addr::from).filter(|_| also_by_addr && family == Some(AF_INET));
+        given.and_then(|g| labelled().find(|a| a.addr == g)).or_else(|| labelled().next())
     }
 
     /// `ioctl(SIOCGIFCONF)`: interfaces that have an address, one entry an address.
@@ -137,54 +143,15 @@ impl Kernel {
         self.fget_sock(task, fd)?;
         let mut all = Vec::new();
         for dev in self.devs.iter() {
-            for (addr, _) in &dev.addrs {
-                all.extend(padded(&dev.name));
-                all.extend([&AF_INET.to_ne_bytes()[..], &[0, 0], &addr.octets(), &[0; 16]].concat());
+            for a in self.fib.addrs().filter(|a| a.dev == dev.index.0) {
+                all.extend(padded(&a.label));
+                all.extend([&AF_INET.to_ne_bytes()[..], &[0, 0], &a.addr.octets(), &[0; 16]].concat());
             }
         }
         let Some(room) = room else { return Ok(Ret::IfConf(Vec::new(), all.len())) };
         all.truncate(room / IFREQ_LEN * IFREQ_LEN);
         let len = all.len();
         Ok(Ret::IfConf(all, len))
-    }
-
-    /// `SIOCADDRT`, `SIOCDELRT`: `struct rtentry` (Linux `rtentry_to_fib_config`).
-    fn ip_rt_ioctl(&mut self, add: bool, arg: &[u8]) -> Result<(), Errno> {
-        let addr = |at: usize| {
-            let family = octets(arg, at).map(u16::from_ne_bytes);
-            let ip = octets::<4>(arg, at + 4).map(Ipv4Addr::from);
-            family.zip(ip).ok_or(Errno::EFAULT)
-        };
-        let ((family, dst), (_, gateway), (_, genmask)) = (addr(8)?, addr(24)?, addr(40)?);
-        let flags = octets(arg, 56).map(u16::from_ne_bytes).ok_or(Errno::EFAULT)?;
-        let metric = octets(arg, 80).map_or(0, u16::from_ne_bytes);
-        if family != AF_INET {
-            return Err(Errno::EAFNOSUPPORT);
-        }
-        let bits = if flags & RTF_HOST != 0 { u32::MAX } else { genmask.to_bits() };
-        let len = bits.leading_ones() as u8;
-        if mask(len) != bits || dst.to_bits() & !bits != 0 {
-            return Err(Errno::EINVAL);
-        }
-        let via = if flags & RTF_GATEWAY != 0 { gateway } else { Ipv4Addr::UNSPECIFIED };
-        if flags & RTF_GATEWAY != 0 && gateway.is_unspecified() {
-            return Err(Errno::EINVAL);
-        }
-        let dev = self.route_dev(dst, via);
-        // The metric is counted from 1 in this structure.
-        let metric = u32::from(metric.saturating_sub(1));
-        match add {
-            true if dev == 0 => Err(Errno::ENETUNREACH),
-            true => self.fib_add_route((dst, len), via, if via.is_unspecified() { dev } else { 0 }, metric),
-            false => self.fib_del_route((dst, len), via, 0, metric),
-        }
-    }
-
-    /// The link on which a destination, or its gateway, lies.
-    pub(super) fn route_dev(&self, dst: Ipv4Addr, via: Ipv4Addr) -> u32 {
-        let target = if via.is_unspecified() { dst } else { via };
-        let on = |d: &&NetDevice| d.addrs.iter().any(|a| (a.0.to_bits() ^ target.to_bits()) & mask(a.1) == 0);
-        self.devs.iter().find(on).map_or(0, |d| d.index.0)
     }
 
     /// `SIOCGARP`: `struct arpreq` with the link-layer address of a neighbour.
@@ -222,6 +189,12 @@ impl NetDevice {
         let running = if self.up && self.carrier { RUNNING } else { 0 };
         kind | up | running
     }
+}
+
+/// The name at the start of `struct ifreq`; none, if it is no text.
+pub(super) fn name_of(arg: &[u8]) -> &str {
+    let name = arg[..arg.len().min(IFNAMSIZ)].split(|&b| b == 0).next().unwrap_or_default();
+    core::str::from_utf8(name).unwrap_or_default()
 }
 
 fn padded(name: &str) -> [u8; IFNAMSIZ] {

@@ -1,6 +1,6 @@
 //! The `ioctl` that change an interface, its address or a neighbour, as `ifconfig`, `route` and `arp` use them.
 
-use super::ifioctl::mask;
+use super::ifioctl::{mask, name_of};
 use crate::Kernel;
 use crate::dev::net_device::{IfIndex, MacAddr};
 use crate::errno::Errno;
@@ -29,6 +29,13 @@ impl Kernel {
         let half = || octets(value, 0).map(u16::from_ne_bytes).ok_or(Errno::EFAULT);
         let word = || octets(value, 0).map(u32::from_ne_bytes).ok_or(Errno::EFAULT);
         match cmd {
+            // An alias is switched off by taking its address away.
+            nr::SIOCSIFFLAGS if name_of(arg).contains(':') => {
+                let ifa = self.ifreq_ifa(index, arg, false).ok_or(Errno::EADDRNOTAVAIL)?.clone();
+                if half()? & IFF_UP == 0 {
+                    self.inet_del_ifa(|a| *a == ifa)?;
+                }
+            }
             nr::SIOCSIFFLAGS => self.dev_set_up(dev, half()? & IFF_UP != 0),
             nr::SIOCSIFMTU => match word()? {
                 mtu @ MIN_MTU..=MAX_MTU => self.dev_set_mtu(dev, mtu),
@@ -49,7 +56,7 @@ impl Kernel {
                 }
                 self.dev_set_mac_address(dev, mac);
             }
-            nr::SIOCSIFADDR | nr::SIOCSIFNETMASK | nr::SIOCSIFBRDADDR => self.ifa_ioctl(cmd, index, value)?,
+            nr::SIOCSIFADDR | nr::SIOCSIFNETMASK | nr::SIOCSIFBRDADDR => self.ifa_ioctl(cmd, index, arg)?,
             nr::SIOCSIFMETRIC => return Err(Errno::EOPNOTSUPP),
             nr::SIOCSIFDSTADDR => return Err(Errno::EINVAL),
             _ => return Err(Errno::ENOTTY),
@@ -57,21 +64,26 @@ impl Kernel {
         Ok(Ret::Value(0))
     }
 
-    /// Address, mask or broadcast address of the first address of an interface (Linux `devinet_ioctl`): the old entry goes, a
-    /// changed one comes.
-    fn ifa_ioctl(&mut self, cmd: u32, index: u32, value: &[u8]) -> Result<(), Errno> {
+    /// Address, mask or broadcast address of the address that is meant (Linux `devinet_ioctl`): the old entry goes, a changed one
+    /// comes.
+    fn ifa_ioctl(&mut self, cmd: u32, index: u32, arg: &[u8]) -> Result<(), Errno> {
+        let value = &arg[IFNAMSIZ..];
         let family = octets(value, 0).map(u16::from_ne_bytes);
         let given = octets::<4>(value, 4).map(Ipv4Addr::from).ok_or(Errno::EFAULT)?;
         if family != Some(AF_INET) {
             return Err(Errno::EINVAL);
         }
-        let old = self.fib.addrs().find(|a| a.dev == index).cloned();
+        let old = self.ifreq_ifa(index, arg, false).cloned();
         if cmd == nr::SIOCSIFADDR {
             if given.is_unspecified() {
                 return old.map_or(Ok(()), |old| self.inet_del_ifa(|a| *a == old));
             }
+            if old.as_ref().is_some_and(|old| old.addr == given) {
+                return Ok(());
+            }
             let len = class_len(given).ok_or(Errno::EINVAL)?;
-            return self.replace_ifa(old, self.inet_ifa(IfIndex(index), given, len));
+            let label = name_of(arg).into();
+            return self.replace_ifa(old, IfAddr { label, ..self.inet_ifa(IfIndex(index), given, len) });
         }
         let old = old.ok_or(Errno::EADDRNOTAVAIL)?;
         let mut new = old.clone();

@@ -29,6 +29,7 @@ pub(crate) mod optnum;
 mod optraw;
 pub mod procfs;
 pub(crate) mod release;
+mod rtioctl;
 mod sockopt;
 pub mod sysfs;
 
