@@ -3,8 +3,9 @@
 //!
 //! One turn: commands, interrupts, timers, programs, doorbells. While there is
 //! something to do the NICs' interrupts stay masked and the loop looks at the
-//! rings itself. When there is nothing it spins for some microseconds, if its peers
-//! have a CPU of their own, and then sleeps in `epoll_wait`, interrupts unmasked, an alarm set.
+//! rings itself, also while it sleeps until a program that was answered makes its next call ([`Hold`]). When there is
+//! nothing it spins for some microseconds, if its peers have a CPU of their own, and then sleeps in `epoll_wait`,
+//! interrupts unmasked, an alarm set.
 //!
 //! Deviation: a host that is awake sees a frame when it is in the ring, not when the
 //! NIC's interrupt moderation would have told it. Moderation (`rx-usecs`) shows in
@@ -17,6 +18,7 @@ use crate::config::{ConfigError, HostSpec};
 use crate::control::{Command, Handle, command_channel};
 use crate::driver::{Nic, TX_USECS};
 use crate::guest::{Guests, window};
+use crate::hold::{Hold, Place};
 use crate::host::{Arenas, Clock, Shared, Wakes};
 use crate::link::{Link, region_for};
 use crate::programs::process::Streams;
@@ -47,11 +49,9 @@ const MAX_SPIN: Duration = Duration::from_micros(30);
 /// A loop that never sleeps looks at its descriptors this often.
 const LOOK: Duration = Duration::from_millis(1);
 /// Longest wait of a doorbell for more to be sent.
-const HOLD: Duration = Duration::from_micros(100);
+const HOLD: Duration = Duration::from_micros(250);
 /// What is sent first after so long a sleep is sent alone.
 const LONE: Duration = Duration::from_millis(1);
-/// How often the loop asks on which CPUs it may run.
-const PLACE: Duration = Duration::from_secs(1);
 /// `epoll` data of the eventfd of commands and wakers; links have their index.
 const BELL: u64 = u64::MAX;
 /// `epoll` data of call eventfds, and of the alarm: nothing to do but to be awake.
@@ -135,6 +135,7 @@ struct EventLoop {
     alarm: Alarm,
     events: Vec<epoll::Event>,
     spinner: Spinner,
+    hold: Hold,
     last_look: Instant,
     /// When to look for sent packets that raise no interrupt.
     tx_look: Option<Instant>,
@@ -172,6 +173,7 @@ impl EventLoop {
             guests,
             listeners: Listeners::default(),
             spinner: Spinner::new(spec.spin),
+            hold: Hold::default(),
             spec,
             commands,
             epoll,
@@ -196,6 +198,13 @@ impl EventLoop {
         while !self.stopped {
             let left = self.turn()?;
             // Programs' calls are seen by looking only. The look before the sleep is enough, unless frames wait for it.
+            if left != Left::More
+                && self.shared.expects_call()
+                && let Some(end) = self.hold.begin(self.shared.now())
+            {
+                self.hold(end)?;
+                continue;
+            }
             if left == Left::More || left == Left::Calls && self.shared.has_bells() {
                 if self.guests.any() || self.shared.now().since(self.last_look) >= LOOK {
                     // A host that is never idle does not keep its listeners waiting either.
@@ -221,6 +230,18 @@ impl EventLoop {
             }
         }
         self.programs.kill_all(&self.shared);
+        Ok(())
+    }
+
+    /// Sleeps until the program that was answered makes its next call, or until `end`: doorbells unrung, interrupts masked.
+    fn hold(&mut self, end: Instant) -> anyhow::Result<()> {
+        let limit = self.sleep_limit().map_or(end, |at| at.min(end));
+        self.alarm.set(self.shared.now().0, Some(limit.0)).context("timerfd_settime")?;
+        self.listeners.drain(&mut self.shared.kernel(), true);
+        self.look(true)?;
+        if self.hold.is_over(self.last_look) {
+            self.shared.expect_no_call();
+        }
         Ok(())
     }
 
@@ -371,7 +392,12 @@ impl EventLoop {
         for event in &self.events {
             // Calls and commands need no more than being awake.
             let (link, flags) = (event.data.u64(), event.flags);
-            if link != BELL && link != CALL && !self.guests.on_ready(link, flags) {
+            if link == BELL || link == CALL {
+                continue;
+            }
+            if self.guests.on_ready(link, flags) {
+                self.hold.on_call(self.last_look);
+            } else {
                 self.links[link as usize].on_end(&self.shared);
             }
         }
@@ -446,13 +472,12 @@ impl EventLoop {
 struct Spinner {
     wanted: bool,
     time: Duration,
-    placed: Option<Instant>,
-    alone: bool,
+    place: Place,
 }
 
 impl Spinner {
     fn new(wanted: bool) -> Self {
-        Self { wanted, time: MAX_SPIN, placed: None, alone: true }
+        Self { wanted, time: MAX_SPIN, place: Place::default() }
     }
 
     /// How long to spin now; `None`: not at all.
@@ -460,12 +485,8 @@ impl Spinner {
         if !self.wanted {
             return None;
         }
-        if self.placed.is_none_or(|at| now.since(at) >= PLACE) {
-            self.placed = Some(now);
-            // On a single CPU whoever spins keeps its peers from running.
-            self.alone = rustix::thread::sched_getaffinity(None).is_ok_and(|set| set.count() <= 1);
-        }
-        (!self.alone && self.time >= Duration::from_micros(1)).then_some(self.time)
+        // On a single CPU whoever spins keeps its peers from running.
+        (!self.place.is_single(now) && self.time >= Duration::from_micros(1)).then_some(self.time)
     }
 
     /// What came of it: spinning in vain gets shorter, until a sleep turns out to have been short.

@@ -195,6 +195,8 @@ pub struct Shared {
     wakes: Arc<Wakes>,
     nics: RefCell<Vec<(IfIndex, Rc<RefCell<Nic>>)>>,
     bells: RefCell<Vec<(IfIndex, u16)>>,
+    /// The thread that made the guests' last call to the kernel runs, and has not made another one.
+    near: Cell<bool>,
     /// The next doorbell does not wait for what else a program does.
     eager: Cell<bool>,
     hosts: RefCell<BTreeMap<String, Ipv4Addr>>,
@@ -223,6 +225,7 @@ impl Shared {
             wakes,
             nics: RefCell::default(),
             bells: RefCell::default(),
+            near: Cell::default(),
             eager: Cell::default(),
             hosts: RefCell::default(),
             hostname: hostname.to_owned(),
@@ -314,6 +317,16 @@ impl Shared {
         self.hosts.borrow().iter().for_each(|(name, addr)| f(name, *addr));
     }
 
+    /// True if a guest that was answered runs, as far as is known: its next call may be near.
+    pub fn expects_call(&self) -> bool {
+        self.near.get()
+    }
+
+    /// No call is near.
+    pub fn expect_no_call(&self) {
+        self.near.set(false);
+    }
+
     /// True if guests are to hear of results or signals.
     pub fn has_guest_news(&self) -> bool {
         !self.guest_returns.borrow().is_empty() || !self.guest_signals.borrow().is_empty()
@@ -321,7 +334,9 @@ impl Shared {
 
     /// Makes a call of a guest. The result, if it does not block; else it comes by [`Self::next_guest_return`].
     pub fn guest_syscall(&self, task: TaskId, call: Call) -> Option<Ret> {
-        self.guest_event(task, Event::Syscall(task, call))
+        let ret = self.guest_event(task, Event::Syscall(task, call));
+        self.near.set(ret.is_some());
+        ret
     }
 
     /// Ends the call in which a guest's task is blocked. What it returns.
@@ -353,7 +368,9 @@ impl Shared {
 
     /// The oldest result of a guest's blocked call.
     pub fn next_guest_return(&self) -> Option<(TaskId, Ret)> {
-        self.guest_returns.borrow_mut().pop_front()
+        let returned = self.guest_returns.borrow_mut().pop_front();
+        self.near.set(self.near.get() || returned.is_some());
+        returned
     }
 
     /// The oldest signal that was raised.

@@ -13,6 +13,7 @@ mod driver;
 mod event_loop;
 mod grpc;
 mod guest;
+mod hold;
 mod host;
 mod limits;
 mod link;
