@@ -199,6 +199,7 @@ impl EventLoop {
             let left = self.turn()?;
             // Programs' calls are seen by looking only. The look before the sleep is enough, unless frames wait for it.
             if left != Left::More
+                && !self.links.is_empty()
                 && self.shared.expects_call()
                 && let Some(end) = self.hold.begin(self.shared.now())
             {

@@ -68,21 +68,28 @@ macro_rules! real {
         static NEXT: Next = Next::new($name);
         match NEXT.find() {
             // SAFETY: the caller's arguments, as the caller gave them, or pointers into a slot.
-            0 => sys::answer(unsafe { sys::call($nr, &[$($arg as usize),*]) }) as $r,
+            0 => sys::answer(unsafe { sys::call::<{ $nr }>(&[$($arg as usize),*]) }) as $r,
             // SAFETY: the C library's function of this name has this type; the arguments as above.
             at => unsafe { core::mem::transmute::<usize, unsafe extern "C" fn($($t),*) -> $r>(at)($($arg),*) },
         }
     }};
 }
 
+/// Calls the kernel, with pointers into a slot: for functions of the C library that do no more than that, and in which no
+/// thread is cancelled.
+fn bare<const NR: usize>(args: &[usize]) -> c_int {
+    // SAFETY: pointers are into a slot.
+    sys::answer(unsafe { sys::call::<NR>(args) }) as c_int
+}
+
 /// The window, unless the descriptor is known to be the machine's.
 fn modelled(fd: c_int) -> Option<Window> {
-    Window::get().filter(|w| !w.is_native(fd))
+    Window::near().filter(|w| !w.is_native(fd))
 }
 
 /// A slot with `len` octets of the program's at `offset`.
 fn filled(window: Option<Window>, offset: usize, from: usize, len: usize) -> Option<Slot> {
-    let slot = window.filter(|_| readable(from, len))?.claim()?;
+    let slot = window.filter(|_| readable(from, len))?.claim(offset + len)?;
     // SAFETY: they can be read; lengths are bounded by the callers.
     unsafe { slot.put(offset, from, len) };
     Some(slot)
@@ -90,7 +97,7 @@ fn filled(window: Option<Window>, offset: usize, from: usize, len: usize) -> Opt
 
 /// A slot for what is to be written to `len` octets of the program's.
 fn vacant(window: Option<Window>, to: usize, len: usize) -> Option<Slot> {
-    window.filter(|_| writable(to, len))?.claim()
+    window.filter(|_| writable(to, len))?.claim(len)
 }
 
 /// Copies what came into a slot to the program.
@@ -157,7 +164,7 @@ extern "C" fn writev(fd: c_int, parts: usize, count: c_int) -> isize {
 
 /// A slot with one `struct iovec`, and behind it what several name.
 fn gathered(window: Option<Window>, parts: usize, count: usize) -> Option<Slot> {
-    let slot = window.filter(|_| (1..=PARTS).contains(&count) && readable(parts, count * IOVEC))?.claim()?;
+    let slot = window.filter(|_| (1..=PARTS).contains(&count) && readable(parts, count * IOVEC))?.claim(IOVEC + SMALL)?;
     let (start, mut len) = (slot.at() + IOVEC, 0);
     for i in 0..count {
         // SAFETY: the array can be read.
@@ -179,11 +186,11 @@ fn gathered(window: Option<Window>, parts: usize, count: usize) -> Option<Slot> 
 extern "C" fn sendfile(to: c_int, from: c_int, offset: usize, count: usize) -> isize {
     let small = (1..=SMALL).contains(&count) && offset != 0;
     let window = if small { Window::get().filter(|w| w.is_watched(to) && window::is_regular(from)) } else { None };
-    if let Some(slot) = vacant(window, offset, WORDS) {
+    if let Some(slot) = window.filter(|_| writable(offset, WORDS)).and_then(|w| w.claim(count)) {
         // SAFETY: it can be read.
         let at = unsafe { (offset as *const i64).read_unaligned() };
         // SAFETY: the slot has room.
-        let n = unsafe { sys::call(sys::PREAD, &[from as usize, slot.at(), count, at as usize]) };
+        let n = unsafe { sys::call::<{ sys::PREAD }>(&[from as usize, slot.at(), count, at as usize]) };
         if n <= 0 {
             return sys::answer(n);
         }
@@ -233,7 +240,7 @@ opens_at!(openat = c"openat", openat64 = c"openat64");
 
 /// A slot with a string, if it is short.
 fn named(path: usize) -> Option<Slot> {
-    let window = Window::get()?;
+    let window = Window::near()?;
     let mut len = 0;
     while len < PATH {
         let at = path.checked_add(len)?;
@@ -244,7 +251,7 @@ fn named(path: usize) -> Option<Slot> {
         for i in 0..part {
             // SAFETY: it can be read.
             if unsafe { ((at + i) as *const u8).read() } == 0 {
-                let slot = window.claim()?;
+                let slot = window.claim(len + i + 1)?;
                 // SAFETY: it can be read, and is shorter than a slot.
                 unsafe { slot.put(0, path, len + i + 1) };
                 return Some(slot);
@@ -293,7 +300,7 @@ extern "C" fn epoll_ctl(set: c_int, op: c_int, fd: c_int, event: usize) -> c_int
     if op != EPOLL_CTL_DEL
         && let Some(slot) = filled(window, 0, event, EVENT)
     {
-        return real!(c"epoll_ctl", sys::EPOLL_CTL, (set, op, fd, slot.at()) as fn(c_int, c_int, c_int, usize) -> c_int);
+        return bare::<{ sys::EPOLL_CTL }>(&[set as usize, op as usize, fd as usize, slot.at()]);
     }
     real!(c"epoll_ctl", sys::EPOLL_CTL, (set, op, fd, event) as fn(c_int, c_int, c_int, usize) -> c_int)
 }
@@ -314,10 +321,9 @@ fn deferred(window: Window, set: c_int, op: c_int, fd: c_int, event: usize) -> b
 #[cfg_attr(ringlab_preload, unsafe(no_mangle))]
 extern "C" fn epoll_wait(set: c_int, events: usize, most: c_int, timeout: c_int) -> c_int {
     // One event is there at least; whether there is room for more is asked when they have come.
-    if most > 0
-        && let Some(slot) = vacant(Window::get(), events, EVENT)
-    {
-        let room = most.min(EVENTS as c_int);
+    let room = most.clamp(0, EVENTS as c_int);
+    let window = if room > 0 { Window::near() } else { None };
+    if let Some(slot) = window.filter(|_| writable(events, EVENT)).and_then(|w| w.claim(room as usize * EVENT)) {
         let n = real!(c"epoll_wait", sys::EPOLL_WAIT, (set, slot.at(), room, timeout) as fn(c_int, usize, c_int, c_int) -> c_int);
         let fits = if n <= 1 || writable(events, n as usize * EVENT) { n } else { 1 };
         // SAFETY: they can be written.
@@ -330,7 +336,7 @@ extern "C" fn epoll_wait(set: c_int, events: usize, most: c_int, timeout: c_int)
 #[cfg_attr(ringlab_preload, unsafe(no_mangle))]
 extern "C" fn poll(list: usize, count: c_ulong, timeout: c_int) -> c_int {
     let len = count as usize * WORDS;
-    let window = if (1..=SMALL / WORDS).contains(&(count as usize)) { Window::get() } else { None };
+    let window = if (1..=SMALL / WORDS).contains(&(count as usize)) { Window::near() } else { None };
     if let Some(slot) = filled(window.filter(|_| writable(list, len)), 0, list, len) {
         let n = real!(c"poll", sys::POLL, (slot.at(), count, timeout) as fn(usize, c_ulong, c_int) -> c_int);
         // SAFETY: they can be written.
@@ -344,7 +350,7 @@ extern "C" fn poll(list: usize, count: c_ulong, timeout: c_int) -> c_int {
 extern "C" fn getsockopt(fd: c_int, level: c_int, name: c_int, value: usize, len: usize) -> c_int {
     if let Some((slot, room)) = asked(fd, value, len) {
         let (at, len_at) = (slot.at() + IOVEC, slot.at());
-        let n = real!(c"getsockopt", sys::GETSOCKOPT, (fd, level, name, at, len_at) as fn(c_int, c_int, c_int, usize, usize) -> c_int);
+        let n = bare::<{ sys::GETSOCKOPT }>(&[fd as usize, level as usize, name as usize, at, len_at]);
         // SAFETY: both can be written.
         unsafe {
             slot.take(0, len, 4);
@@ -360,7 +366,10 @@ fn asked(fd: c_int, value: usize, len: usize) -> Option<(Slot, usize)> {
     let window = modelled(fd).filter(|_| writable(len, 4))?;
     // SAFETY: it can be read.
     let room = usize::try_from(unsafe { (len as *const i32).read_unaligned() }).ok()?;
-    let slot = window.claim().filter(|_| room <= OPTION && writable(value, room))?;
+    if room > OPTION || !writable(value, room) {
+        return None;
+    }
+    let slot = window.claim(IOVEC + room)?;
     // SAFETY: both can be read, and fit.
     unsafe {
         slot.put(0, len, 4);
@@ -373,7 +382,7 @@ fn asked(fd: c_int, value: usize, len: usize) -> Option<(Slot, usize)> {
 extern "C" fn setsockopt(fd: c_int, level: c_int, name: c_int, value: usize, len: u32) -> c_int {
     let small = (1..=OPTION).contains(&(len as usize));
     if small && let Some(slot) = filled(modelled(fd), 0, value, len as usize) {
-        return real!(c"setsockopt", sys::SETSOCKOPT, (fd, level, name, slot.at(), len) as fn(c_int, c_int, c_int, usize, u32) -> c_int);
+        return bare::<{ sys::SETSOCKOPT }>(&[fd as usize, level as usize, name as usize, slot.at(), len as usize]);
     }
     real!(c"setsockopt", sys::SETSOCKOPT, (fd, level, name, value, len) as fn(c_int, c_int, c_int, usize, u32) -> c_int)
 }
@@ -383,7 +392,7 @@ extern "C" fn setsockopt(fd: c_int, level: c_int, name: c_int, value: usize, len
 extern "C" fn ioctl(fd: c_int, request: c_ulong, arg: usize) -> c_int {
     let window = if matches!(request, FIONREAD | FIONBIO) { modelled(fd) } else { None };
     if let Some(slot) = filled(window.filter(|_| writable(arg, 4)), 0, arg, 4) {
-        let n = real!(c"ioctl", sys::IOCTL, (fd, request, slot.at()) as fn(c_int, c_ulong, usize) -> c_int);
+        let n = bare::<{ sys::IOCTL }>(&[fd as usize, request as usize, slot.at()]);
         // SAFETY: it can be written.
         unsafe { slot.take(0, arg, 4) };
         return n;

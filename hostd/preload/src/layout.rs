@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! 0      code: `syscall; ret`, mapped a second time at NATIVE
-//! 4 KiB  LIVE, BUSY, HEAD, TAIL, LOCK: single words, each on a cache line of its own; the ring of changes
+//! 4 KiB  LIVE, BUSY, HEAD, TAIL, LOCK: single words, each on a cache line of its own; the first of REAL's bits; the ring of
+//!        changes; little slots, 128 octets each: what most calls need is in one page
 //! 8 KiB  REAL: a bit for each descriptor
 //! 16 KiB STATE: a word for each of the first descriptors; QUIET: a bit for each of these
 //! 52 KiB slots, 64 KiB each
@@ -27,7 +28,7 @@ pub const PAGE: usize = 4096;
 
 /// A `u32`: not 0 while the bits of [`REAL`] hold.
 pub const LIVE: usize = PAGE;
-/// A `u32`: which slots are in use.
+/// A `u32`: which slots are in use; the upper half: which little ones.
 pub const BUSY: usize = PAGE + 64;
 /// A `u32`: changes that the program has appended.
 pub const HEAD: usize = PAGE + 128;
@@ -44,8 +45,17 @@ pub const RING: usize = 64;
 /// Octets of a change.
 pub const CHANGE: usize = 24;
 
-/// A bit for each descriptor, `u64` by `u64`, the least one first: set if it is known to be one of the machine's.
+/// The first little slot.
+pub const LITTLE_SLOTS: usize = PAGE + 2048;
+/// Octets of a little slot.
+pub const LITTLE: usize = 128;
+
+/// A bit for each descriptor, `u64` by `u64`, the least one first: set if it is known to be one of the machine's. See [`real`].
 pub const REAL: usize = 2 * PAGE;
+/// Where the first words of it are.
+const FIRST_REAL: usize = PAGE + 320;
+/// As many.
+const FIRST: usize = 8;
 /// Descriptors that have a bit.
 pub const DESCRIPTORS: usize = 1 << 16;
 /// Descriptors of whose sets something is known.
@@ -59,7 +69,7 @@ pub const QUIET: usize = STATE + FOLLOWED * 4;
 pub const SLOTS: usize = QUIET + PAGE;
 /// Octets of a slot.
 pub const SLOT: usize = 64 << 10;
-/// Slots.
+/// Slots; little ones, too.
 pub const COUNT: usize = 16;
 /// Octets of a window.
 pub const SIZE: usize = SLOTS + COUNT * SLOT;
@@ -73,6 +83,11 @@ pub const USE: i32 = 2;
 
 /// `getsockopt(-1, LEVEL, FLUSH, 0, 0)`: takes the changes that wait.
 pub const FLUSH: i32 = 3;
+
+/// Where a word of [`REAL`] is.
+pub const fn real(word: usize) -> usize {
+    if word < FIRST { FIRST_REAL + word * 8 } else { REAL + word * 8 }
+}
 
 /// A value of [`STATE`].
 pub const fn state(set: i32, is_in: bool) -> u32 {

@@ -34,7 +34,7 @@ fn touch(at: usize, len: usize, question: impl Fn(usize) -> [usize; 6]) -> bool 
     while page < end {
         let word = page.max(at) & !3;
         // SAFETY: the kernel follows the pointer, or refuses to.
-        if unsafe { sys::call(sys::FUTEX, &question(word)) } == EFAULT {
+        if unsafe { sys::call::<{ sys::FUTEX }>(&question(word)) } == EFAULT {
             return false;
         }
         page += PAGE;

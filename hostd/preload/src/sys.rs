@@ -42,11 +42,13 @@ macro_rules! weak {
     }};
 }
 
-/// Makes a call; missing arguments are 0. What the kernel returns: errors are negative.
+/// Makes the call `NR`; missing arguments are 0. What the kernel returns: errors are negative.
+///
+/// The number is loaded right before the call, as the C library does: there hostd reads which call it was that a signal came to.
 ///
 /// # Safety
 /// As the call: its pointers are the caller's.
-pub unsafe fn call(nr: usize, given: &[usize]) -> isize {
+pub unsafe fn call<const NR: usize>(given: &[usize]) -> isize {
     let mut a = [0; 6];
     for (to, from) in a.iter_mut().zip(given) {
         *to = *from;
@@ -54,8 +56,8 @@ pub unsafe fn call(nr: usize, given: &[usize]) -> isize {
     let out: isize;
     // SAFETY: the kernel clobbers rax, rcx and r11 only; memory is the caller's concern.
     unsafe {
-        asm!("syscall", inlateout("rax") nr => out, in("rdi") a[0], in("rsi") a[1], in("rdx") a[2], in("r10") a[3],
-            in("r8") a[4], in("r9") a[5], lateout("rcx") _, lateout("r11") _);
+        asm!("mov eax, {nr}", "syscall", nr = const NR, lateout("rax") out, in("rdi") a[0], in("rsi") a[1], in("rdx") a[2],
+            in("r10") a[3], in("r8") a[4], in("r9") a[5], lateout("rcx") _, lateout("r11") _);
     }
     out
 }

@@ -4,7 +4,9 @@
 //! is its parent's. So does a child of `vfork`, which shares the memory but not the descriptors.
 
 use crate::layout::{BUSY, CHANGE, CHANGES, CLOSE, HEAD, LOCK, QUIET, RING, STATE, TAIL, state};
-use crate::layout::{COUNT, DESCRIPTORS, FLUSH, FOLLOWED, LEVEL, LIVE, MAKE, NATIVE, PAGE, REAL, SIZE, SLOT, SLOTS, USE};
+use crate::layout::{
+    COUNT, DESCRIPTORS, FLUSH, FOLLOWED, LEVEL, LITTLE, LITTLE_SLOTS, LIVE, MAKE, NATIVE, PAGE, SIZE, SLOT, SLOTS, USE, real,
+};
 use crate::sys;
 use core::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
 
@@ -15,13 +17,17 @@ const PROT_READ_WRITE: usize = 3;
 const PROT_READ_EXEC: usize = 5;
 const MAP_SHARED: usize = 1;
 const MAP_PRIVATE_FIXED_NOREPLACE: usize = 0x10_0002;
+const MAP_PRIVATE_ANONYMOUS: usize = 0x22;
 const MADV_DONTFORK: usize = 10;
+const MADV_WIPEONFORK: usize = 18;
 const ADD: u32 = 1;
 const DEL: u32 = 2;
 const S_IFMT: u32 = 0o170_000;
 const S_IFREG: u32 = 0o100_000;
 
 static BASE: AtomicUsize = AtomicUsize::new(0);
+/// A page that holds the base, too, and that a child finds empty.
+static KEPT: AtomicUsize = AtomicUsize::new(0);
 static OWNER: AtomicI32 = AtomicI32::new(0);
 static CALLS: AtomicU32 = AtomicU32::new(0);
 static CALLER: AtomicI32 = AtomicI32::new(0);
@@ -47,7 +53,7 @@ impl Window {
             return None;
         }
         // SAFETY: takes no pointer.
-        let pid = unsafe { sys::call(sys::GETPID, &[]) } as i32;
+        let pid = unsafe { sys::call::<{ sys::GETPID }>(&[]) } as i32;
         // In this order: who sees its own number does not see an inherited base any more.
         let own = OWNER.load(Ordering::Acquire) == pid;
         match BASE.load(Ordering::Acquire) {
@@ -60,19 +66,33 @@ impl Window {
         if CALLS.fetch_add(1, Ordering::Relaxed) == PATIENCE { join(pid) } else { None }
     }
 
+    /// As [`Self::get`], for what needs no more than slots: a child of `vfork` may have its parent's.
+    pub fn near() -> Option<Self> {
+        let kept = KEPT.load(Ordering::Relaxed);
+        if kept == 0 || OFF.load(Ordering::Relaxed) {
+            return Self::get();
+        }
+        // SAFETY: the page is never unmapped.
+        match unsafe { &*(kept as *const AtomicUsize) }.load(Ordering::Acquire) {
+            0 => Self::get(),
+            base => Some(Self(base)),
+        }
+    }
+
     /// True if a descriptor is known to be one of the machine's, and can be called natively: only what ends soon if other
     /// threads might cancel this one.
     pub fn is_native(self, fd: i32) -> bool {
         NATIVE_MAPPED.load(Ordering::Relaxed) && self.real(fd).is_some() && (sys::is_single_threaded() || is_regular(fd))
     }
 
-    /// A free slot.
-    pub fn claim(self) -> Option<Slot> {
+    /// A free slot for so many octets, [`SLOT`] at most.
+    pub fn claim(self, len: usize) -> Option<Slot> {
         let busy = self.word(BUSY);
         let mut now = busy.load(Ordering::Relaxed);
         loop {
-            let index = now.trailing_ones() as usize;
-            if index >= COUNT {
+            let little = (now >> COUNT).trailing_ones() as usize;
+            let index = if len <= LITTLE && little < COUNT { COUNT + little } else { now.trailing_ones() as usize };
+            if index >= COUNT && (len > LITTLE || little >= COUNT) {
                 return None;
             }
             match busy.compare_exchange_weak(now, now | 1 << index, Ordering::Acquire, Ordering::Relaxed) {
@@ -103,7 +123,7 @@ impl Window {
         fence(Ordering::SeqCst);
         if appended && !self.is_quiet(set) {
             // SAFETY: takes no pointer.
-            unsafe { sys::call(sys::GETSOCKOPT, &[usize::MAX, LEVEL as usize, FLUSH as usize]) };
+            unsafe { sys::call::<{ sys::GETSOCKOPT }>(&[usize::MAX, LEVEL as usize, FLUSH as usize]) };
         }
         appended
     }
@@ -116,7 +136,7 @@ impl Window {
             return None;
         }
         // SAFETY: takes no pointer.
-        let tid = unsafe { sys::call(sys::GETTID, &[]) } as u32;
+        let tid = unsafe { sys::call::<{ sys::GETTID }>(&[]) } as u32;
         // Before the number can stand for something else; hostd forgets it before the next trapped call.
         if let Some((bits, bit)) = self.real(fd) {
             bits.fetch_and(!bit, Ordering::Relaxed);
@@ -160,7 +180,7 @@ impl Window {
             return None;
         }
         // SAFETY: inside the window, which stays mapped; everybody who writes it does so atomically.
-        let bits = unsafe { &*((self.0 + REAL + at / 64 * 8) as *const AtomicU64) };
+        let bits = unsafe { &*((self.0 + real(at / 64)) as *const AtomicU64) };
         let bit = 1 << (at % 64);
         (bits.load(Ordering::Acquire) & bit != 0).then_some((bits, bit))
     }
@@ -187,7 +207,7 @@ impl Window {
 impl Slot {
     /// Its first octet.
     pub fn at(&self) -> usize {
-        self.window.0 + SLOTS + self.index * SLOT
+        self.window.0 + if self.index < COUNT { SLOTS + self.index * SLOT } else { LITTLE_SLOTS + (self.index - COUNT) * LITTLE }
     }
 
     /// Copies `len` octets of the program's to `offset`.
@@ -222,44 +242,62 @@ pub fn leave() {
 
 fn join(pid: i32) -> Option<Window> {
     // SAFETY: neither pointer nor effect but a new descriptor.
-    let fd = unsafe { sys::call(sys::GETSOCKOPT, &[usize::MAX, LEVEL as usize, MAKE as usize]) };
+    let fd = unsafe { sys::call::<{ sys::GETSOCKOPT }>(&[usize::MAX, LEVEL as usize, MAKE as usize]) };
     if fd < 0 {
         leave();
         return None;
     }
     let fd = fd as usize;
     // SAFETY: a fresh mapping wherever there is room.
-    let base = unsafe { sys::call(sys::MMAP, &[0, SIZE, PROT_READ_WRITE, MAP_SHARED, fd]) };
+    let base = unsafe { sys::call::<{ sys::MMAP }>(&[0, SIZE, PROT_READ_WRITE, MAP_SHARED, fd]) };
     if base > 0 && !NATIVE_MAPPED.load(Ordering::Relaxed) {
         // SAFETY: a fresh mapping, which replaces nothing.
-        let at = unsafe { sys::call(sys::MMAP, &[NATIVE, PAGE, PROT_READ_EXEC, MAP_PRIVATE_FIXED_NOREPLACE, fd]) };
+        let at = unsafe { sys::call::<{ sys::MMAP }>(&[NATIVE, PAGE, PROT_READ_EXEC, MAP_PRIVATE_FIXED_NOREPLACE, fd]) };
         NATIVE_MAPPED.store(at == NATIVE as isize, Ordering::Relaxed);
     }
     // SAFETY: the descriptor is the one made above.
-    unsafe { sys::call(sys::CLOSE, &[fd]) };
+    unsafe { sys::call::<{ sys::CLOSE }>(&[fd]) };
     if base <= 0 {
         return None;
     }
     let base = base as usize;
     // SAFETY: the mapping made above. A child that could reach it would write over its parent's arguments.
-    let kept = unsafe { sys::call(sys::MADVISE, &[base, SIZE, MADV_DONTFORK]) };
+    let kept = unsafe { sys::call::<{ sys::MADVISE }>(&[base, SIZE, MADV_DONTFORK]) };
     // SAFETY: tells an address.
-    if kept < 0 || unsafe { sys::call(sys::SETSOCKOPT, &[usize::MAX, LEVEL as usize, USE as usize, base, SIZE]) } < 0 {
+    if kept < 0 || unsafe { sys::call::<{ sys::SETSOCKOPT }>(&[usize::MAX, LEVEL as usize, USE as usize, base, SIZE]) } < 0 {
         // SAFETY: the mapping made above, which nobody else knows.
-        unsafe { sys::call(sys::MUNMAP, &[base, SIZE]) };
+        unsafe { sys::call::<{ sys::MUNMAP }>(&[base, SIZE]) };
         return None;
     }
+    keep(base);
     BASE.store(0, Ordering::Relaxed);
     OWNER.store(pid, Ordering::Release);
     BASE.store(base, Ordering::Release);
     Some(Window(base))
 }
 
+/// Keeps the base where children do not find it.
+fn keep(base: usize) {
+    let mut page = KEPT.load(Ordering::Relaxed);
+    if page == 0 {
+        // SAFETY: a fresh mapping wherever there is room.
+        let at = unsafe { sys::call::<{ sys::MMAP }>(&[0, PAGE, PROT_READ_WRITE, MAP_PRIVATE_ANONYMOUS, usize::MAX]) };
+        // SAFETY: the mapping made above.
+        if at <= 0 || unsafe { sys::call::<{ sys::MADVISE }>(&[at as usize, PAGE, MADV_WIPEONFORK]) } < 0 {
+            return;
+        }
+        page = at as usize;
+    }
+    // SAFETY: the page is never unmapped.
+    unsafe { &*(page as *const AtomicUsize) }.store(base, Ordering::Release);
+    KEPT.store(page, Ordering::Relaxed);
+}
+
 /// True if a descriptor is an ordinary file.
 pub fn is_regular(fd: i32) -> bool {
     let mut stat = [0u32; 64];
     // SAFETY: `struct stat` has 144 octets.
-    let done = unsafe { sys::call(sys::FSTAT, &[fd as usize, stat.as_mut_ptr() as usize]) };
+    let done = unsafe { sys::call::<{ sys::FSTAT }>(&[fd as usize, stat.as_mut_ptr() as usize]) };
     // `st_mode` is at octet 24.
     done == 0 && stat[6] & S_IFMT == S_IFREG
 }

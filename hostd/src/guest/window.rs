@@ -15,7 +15,7 @@ use crate::config::FilesSpec;
 use crate::host::Shared;
 use ringlab_kernel::errno::Errno;
 use ringlab_preload::layout::{CHANGE, CHANGES, FOLLOWED, HEAD, QUIET, RING, STATE, TAIL};
-use ringlab_preload::layout::{CODE, DESCRIPTORS, FLUSH, LEVEL, LIST, LIVE, MAKE, OBJECT, REAL, SIZE, USE};
+use ringlab_preload::layout::{CODE, DESCRIPTORS, FLUSH, LEVEL, LIST, LIVE, MAKE, OBJECT, SIZE, USE, real};
 use rustix::fd::{AsFd, AsRawFd, OwnedFd};
 use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create, open};
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
@@ -79,7 +79,7 @@ impl Window {
     fn bits(&self, word: usize) -> &AtomicU64 {
         let word = word.min(DESCRIPTORS / 64 - 1);
         // SAFETY: as in `word`; the index is bounded.
-        unsafe { self.map.add(REAL + word * 8).cast().as_ref() }
+        unsafe { self.map.add(real(word)).cast().as_ref() }
     }
 
     /// Where `len` octets at a program's address are in hostd's mapping; `None` if not all are in the window.
@@ -364,7 +364,7 @@ mod tests {
     }
 
     fn bits(id: WindowId) -> Vec<usize> {
-        let set = |fd: &usize| word(id, REAL + fd / 32 * 4) >> (fd % 32) & 1 != 0;
+        let set = |fd: &usize| word(id, real(fd / 64) + fd % 64 / 32 * 4) >> (fd % 32) & 1 != 0;
         (0..DESCRIPTORS).filter(set).collect()
     }
 
