@@ -18,7 +18,7 @@
 //! The object is a guest of its program: it allocates nothing, keeps no thread state, takes no lock, and where
 //! anything is odd it calls the C library's function with the program's own arguments. Blocking, restarts, cancellation and
 //! errors are those of that call. What a wild pointer gets (`EFAULT`) is found out by asking the machine's kernel before
-//! it is followed ([`probe`]).
+//! it is followed (`probe.rs`).
 //!
 //! `hostd` builds it (`hostd/build.rs`: `no_std`, nothing linked) and shows it to programs by `/etc/ld.so.preload`.
 #![no_std]
