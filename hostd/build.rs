@@ -1,4 +1,4 @@
-//! Builds the object that the dynamic loader puts into programs (`preload/`), as `preload.so` in `OUT_DIR`.
+//! Builds the object that the dynamic loader puts into programs (`src/guest/preload/`), as `preload.so` in `OUT_DIR`.
 //!
 //! Not as a dependency: a shared object that links nothing needs options of its own.
 
@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::process::Command;
 
 fn main() {
-    println!("cargo::rerun-if-changed=preload/src");
+    println!("cargo::rerun-if-changed=src/guest/preload");
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets it")).join("preload.so");
     let mut rustc = Command::new(env::var_os("RUSTC").expect("cargo sets it"));
     rustc.args(["--crate-name", "preload", "--crate-type", "cdylib", "--edition", "2024", "--cfg", "ringlab_preload"]);
@@ -24,6 +24,6 @@ fn main() {
         option.push(linker);
         rustc.arg("-C").arg(option);
     }
-    let status = rustc.arg("preload/src/lib.rs").arg("-o").arg(&out).status().expect("rustc runs");
+    let status = rustc.arg("src/guest/preload/lib.rs").arg("-o").arg(&out).status().expect("rustc runs");
     assert!(status.success(), "the object for programs was not built: {status}");
 }

@@ -1,4 +1,4 @@
-//! The object in front of the C library (`hostd/preload`): it saves trapped calls, and changes nothing.
+//! The object in front of the C library (`hostd/src/guest/preload`): it saves trapped calls, and changes nothing.
 
 use crate::guest_signals::{Compiled, same_of};
 use crate::{TWO_HOSTS, in_site};

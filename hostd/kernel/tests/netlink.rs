@@ -16,19 +16,9 @@ use std::time::Duration;
 
 const NEWLINK: u16 = 16;
 const GETLINK: u16 = 18;
-const NEWADDR: u16 = 20;
-const DELADDR: u16 = 21;
 const GETADDR: u16 = 22;
-const NEWROUTE: u16 = 24;
-const DELROUTE: u16 = 25;
-const GETROUTE: u16 = 26;
-const NEWNEIGH: u16 = 28;
-const DELNEIGH: u16 = 29;
-const GETNEIGH: u16 = 30;
 const IFINFO: usize = 16;
 const IFADDR: usize = 8;
-const RTMSG: usize = 12;
-const NDMSG: usize = 12;
 
 fn setup(seed: u64) -> (Lab, Nl) {
     let mut lab = Lab::pair(seed);

@@ -8,16 +8,6 @@ use common::{A, Lab};
 use netlink_support::*;
 use ringlab_kernel::syscall::{Call, NetlinkAddr};
 
-const NEWADDR: u16 = 20;
-const DELADDR: u16 = 21;
-const NEWROUTE: u16 = 24;
-const DELROUTE: u16 = 25;
-const GETROUTE: u16 = 26;
-const NEWNEIGH: u16 = 28;
-const DELNEIGH: u16 = 29;
-const GETNEIGH: u16 = 30;
-const NDMSG: usize = 12;
-const RTMSG: usize = 12;
 const NUD_REACHABLE: u16 = 2;
 const NUD_PERMANENT: u16 = 0x80;
 

@@ -21,6 +21,16 @@ pub const REPLACE: u16 = 0x100;
 pub const CREATE: u16 = 0x400;
 pub const DONE: u16 = 3;
 pub const ERROR: u16 = 2;
+pub const NEWADDR: u16 = 20;
+pub const DELADDR: u16 = 21;
+pub const NEWROUTE: u16 = 24;
+pub const DELROUTE: u16 = 25;
+pub const GETROUTE: u16 = 26;
+pub const NEWNEIGH: u16 = 28;
+pub const DELNEIGH: u16 = 29;
+pub const GETNEIGH: u16 = 30;
+pub const RTMSG: usize = 12;
+pub const NDMSG: usize = 12;
 
 /// A message that came back.
 #[derive(Debug, Clone, PartialEq, Eq)]

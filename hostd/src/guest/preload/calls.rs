@@ -87,6 +87,13 @@ fn modelled(fd: c_int) -> Option<Window> {
     Window::near().filter(|w| !w.is_native(fd))
 }
 
+/// Makes a call on a descriptor from where the filter lets it go, if the descriptor is known to be the machine's.
+fn natively(window: Option<Window>, nr: usize, args: [usize; 3]) -> Option<isize> {
+    window.filter(|w| w.is_native(args[0] as c_int))?;
+    // SAFETY: the caller's arguments, as it gave them.
+    Some(sys::answer(unsafe { sys::native(nr, args) }))
+}
+
 /// A slot with `len` octets of the program's at `offset`.
 fn filled(window: Option<Window>, offset: usize, from: usize, len: usize) -> Option<Slot> {
     let slot = window.filter(|_| readable(from, len))?.claim(offset + len)?;
@@ -110,9 +117,8 @@ fn taken(slot: &Slot, buf: usize, room: usize, n: isize) -> isize {
 #[cfg_attr(ringlab_preload, unsafe(no_mangle))]
 extern "C" fn read(fd: c_int, buf: usize, len: usize) -> isize {
     let window = Window::get();
-    if window.is_some_and(|w| w.is_native(fd)) {
-        // SAFETY: the caller's arguments, as it gave them.
-        return sys::answer(unsafe { sys::native(sys::READ, [fd as usize, buf, len]) });
+    if let Some(n) = natively(window, sys::READ, [fd as usize, buf, len]) {
+        return n;
     }
     let small = (1..=SMALL).contains(&len);
     if small && let Some(slot) = vacant(window, buf, len) {
@@ -143,9 +149,8 @@ extern "C" fn __read_chk(fd: c_int, buf: usize, len: usize, room: usize) -> isiz
 #[cfg_attr(ringlab_preload, unsafe(no_mangle))]
 extern "C" fn write(fd: c_int, buf: usize, len: usize) -> isize {
     let window = Window::get();
-    if window.is_some_and(|w| w.is_native(fd)) {
-        // SAFETY: the caller's arguments, as it gave them.
-        return sys::answer(unsafe { sys::native(sys::WRITE, [fd as usize, buf, len]) });
+    if let Some(n) = natively(window, sys::WRITE, [fd as usize, buf, len]) {
+        return n;
     }
     let small = (1..=SMALL).contains(&len);
     if small && let Some(slot) = filled(window, 0, buf, len) {
